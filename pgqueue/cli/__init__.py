@@ -1,0 +1,21 @@
+"""The command ``pgqueue``."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Entry point. Without libpq nothing works, so that is said here and not by a traceback."""
+    try:
+        import psycopg  # noqa: F401 -- the question is whether it can be imported
+    except ImportError as error:
+        sys.stderr.write(
+            f"pgqueue: psycopg finds no libpq ({str(error).splitlines()[0]}).\n"
+            "Install the one that comes with psycopg:  pip install 'pgqueue-workflows[binary]'\n"
+            "or your system's:                         apt install libpq5\n"
+        )
+        sys.exit(78)
+    from pgqueue.cli.commands import run
+
+    run()

@@ -1,0 +1,126 @@
+"""What the commands print: tables on a terminal, stable JSON with --json; and what their errors look like."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import click
+
+from pgqueue.config import Exit
+from pgqueue.database import errors_translated
+from pgqueue.errors import (
+    BadValue,
+    Configuration,
+    DatabaseUnreachable,
+    IdConflict,
+    NotConfigured,
+    PgQueueError,
+    SchemaMissing,
+    UnknownJob,
+    UnknownQueue,
+    UnknownWorkflow,
+)
+
+_CODES: dict[type[PgQueueError], Exit] = {
+    DatabaseUnreachable: Exit.UNREACHABLE,
+    NotConfigured: Exit.CONFIG,
+    Configuration: Exit.CONFIG,
+    SchemaMissing: Exit.CONFIG,
+    BadValue: Exit.USAGE,
+    UnknownJob: Exit.FAILED,
+    UnknownQueue: Exit.FAILED,
+    UnknownWorkflow: Exit.FAILED,
+    IdConflict: Exit.FAILED,
+}
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Errors that we know become one line on stderr and an exit code."""
+    try:
+        with errors_translated():
+            yield
+    except PgQueueError as error:
+        code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), Exit.FAILED)
+        click.echo(f"pgqueue: {harmless(' '.join(str(error).split()))}", err=True)
+        sys.exit(code)
+
+
+def harmless(text: str) -> str:
+    """A text from elsewhere, without what could steer a terminal or forge a line of a log."""
+    return _UNPRINTABLE.sub(lambda match: repr(match.group())[1:-1], text)
+
+
+def cell(value: Any) -> str:
+    """One value in a table."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return harmless(str(value))
+
+
+def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool) -> None:
+    """A table, or a JSON array of objects."""
+    if as_json:
+        show_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    cells = [[cell(value) for value in row] for row in rows]
+    widths = [max(len(c), *(len(row[i]) for row in cells)) if cells else len(c) for i, c in enumerate(columns)]
+    if sys.stdout.isatty():
+        widths[-1] = max(4, min(widths[-1], shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * len(widths)))
+    for line in [list(columns), *cells]:
+        click.echo("  ".join(text[:width].ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def show_json(value: Any) -> None:
+    """A JSON document."""
+    click.echo(json.dumps(value, default=_json_default, indent=2, ensure_ascii=False))
+
+
+def _json_default(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def show_fields(fields: Mapping[str, Any]) -> None:
+    """One thing, a line for each of its fields."""
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        if value is not None:
+            click.echo(f"{name.ljust(width)}  {cell(value)}")
+
+
+class _Lines(logging.Formatter):
+    """One line per record, whatever is in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        stamp = self.formatTime(record, "%Y-%m-%d %H:%M:%S")
+        role = record.name.removeprefix("pgqueue.").partition(".")[0]
+        body = "\n    ".join(harmless(line) for line in text.splitlines())
+        return f"{stamp} {record.levelname:<7} {role}[{os.getpid()}] {body}"
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Our log, one write per record."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logger = logging.getLogger("pgqueue")
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

@@ -1,0 +1,218 @@
+"""The door to PostgreSQL: connections, running a Call, and what an error of the server means.
+
+Everything above speaks in Calls (see protocol.py) and in the errors of pgqueue.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import conninfo
+from psycopg.types.string import TextLoader
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from pgqueue import protocol
+from pgqueue.errors import BY_SQLSTATE, DatabaseUnreachable, NotConfigured, PgQueueError, SchemaMissing
+from pgqueue.protocol import Call
+
+T = TypeVar("T")
+C = TypeVar("C", bound="psycopg.Connection[Any]")
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+"""The schema that this version of pgqueue needs: the highest number in sql/tables."""
+
+#: A peer that is gone is noticed in about 25 s, also while a statement runs.
+_NETWORK = {
+    "keepalives_idle": "5",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "15000",
+    "connect_timeout": "10",
+}
+_TRANSIENT = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock not available: run it again
+_INFRASTRUCTURE = ("08", "53", "57P", "25006", "58", "F0", "XX")  # the server's trouble, never the job's
+
+
+def dsn_from(explicit: str | None) -> str:
+    """The DSN to use: the given one, or PGQUEUE_DSN. NotConfigured where there is neither."""
+    dsn = explicit or os.environ.get("PGQUEUE_DSN")
+    if not dsn:
+        raise NotConfigured("no database was named: set PGQUEUE_DSN, or give it in code: App('postgresql://user@host/database')")
+    return dsn
+
+
+def masked(dsn: str) -> str:
+    """A DSN that can be shown: without its secrets.
+
+    >>> masked("postgresql://app:hunter2@db/shop")
+    'user=app password=*** dbname=shop host=db'
+    """
+    try:
+        parts = conninfo.conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        return "(a DSN that cannot be parsed)"
+    return " ".join(f"{key}={'***' if 'password' in key else value}" for key, value in parts.items())
+
+
+def connect(dsn: str, name: str) -> psycopg.Connection[Any]:
+    """A connection in autocommit mode with our network settings. DatabaseUnreachable where there is none to be had."""
+    return connect_as(psycopg.Connection[Any], dsn, name)
+
+
+def connect_as(kind: type[C], dsn: str, name: str) -> C:
+    """The same, of a class of its own."""
+    try:
+        params: dict[str, Any] = {**_NETWORK, **conninfo.conninfo_to_dict(dsn), "application_name": name}
+    except psycopg.ProgrammingError:
+        raise DatabaseUnreachable(
+            "the DSN cannot be parsed: use postgresql://user:password@host:5432/database, or key=value pairs"
+        ) from None
+    try:
+        conn = kind.connect(**params, autocommit=True)
+    except psycopg.OperationalError as error:
+        raise DatabaseUnreachable(f"cannot connect to {masked(dsn)}: {_harmless(error, dsn)}") from None
+    conn.adapters.register_loader("uuid", TextLoader)  # ids are texts with us: cheaper, and what people read
+    return conn
+
+
+def _harmless(error: BaseException, dsn: str) -> str:
+    """The message of an error without the password, in case a library put it there."""
+    text = " ".join(str(error).split())
+    try:
+        secrets = [v for k, v in conninfo.conninfo_to_dict(dsn).items() if "password" in k and v]
+    except psycopg.ProgrammingError:
+        secrets = []
+    for secret in secrets:
+        text = text.replace(str(secret), "***")
+    return text
+
+
+def run(conn: psycopg.Connection[Any], call: Call[T]) -> T:
+    """Execute a call. Errors of psycopg come out as they are; wrap them with errors_translated() towards users."""
+    return call.read(conn.execute(call.sql, call.params).fetchall())
+
+
+def send(conn: psycopg.Connection[Any], call: Call[T]) -> Callable[[], T]:
+    """Queue a call in the pipeline of a connection; the answer is read by calling what is returned, after a sync."""
+    cursor = conn.execute(call.sql, call.params)
+    return lambda: call.read(cursor.fetchall())
+
+
+@contextmanager
+def errors_translated() -> Iterator[None]:
+    """Turn errors of psycopg into those of pgqueue, where they have a meaning there."""
+    try:
+        yield
+    except PoolTimeout as error:
+        raise DatabaseUnreachable(f"no connection to be had from the pool: {error}") from None
+    except psycopg.Error as error:
+        kind = BY_SQLSTATE.get(error.sqlstate or "")
+        if kind is SchemaMissing:
+            raise SchemaMissing(
+                'this database has no (or an older) pgqueue schema: run "pgqueue migrate". '
+                f"PostgreSQL says: {error.diag.message_primary}"
+            ) from None
+        if kind is not None:
+            raise kind(". ".join(filter(None, (error.diag.message_primary, error.diag.message_hint)))) from None
+        if is_lost(error):
+            raise DatabaseUnreachable(f"the connection to the database was lost: {' '.join(str(error).split())}") from None
+        raise
+
+
+def is_transient(error: BaseException) -> bool:
+    """A conflict with another transaction: worth running again, and nobody's failure."""
+    return isinstance(error, psycopg.Error) and error.sqlstate in _TRANSIENT
+
+
+def is_lost(error: BaseException) -> bool:
+    """The connection, or the server, is in trouble: nothing can be concluded from it about the job."""
+    if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, psycopg.Error)):
+        return isinstance(error, DatabaseUnreachable)
+    if error.sqlstate is None:
+        return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    return error.sqlstate.startswith(_INFRASTRUCTURE) or error.sqlstate == "25P03"
+
+
+def backoff(tries: int, longest: float = 2.0) -> float:
+    """Seconds to wait after so many failed tries, with jitter."""
+    return random.uniform(0.5, 1.0) * min(longest, 0.02 * 2.0 ** min(tries, 10))  # noqa: S311 -- no secret
+
+
+def check_schema(conn: psycopg.Connection[Any]) -> None:
+    """SchemaMissing unless the schema is there and new enough."""
+    try:
+        found = run(conn, protocol.schema_version())
+    except psycopg.errors.UndefinedTable:
+        raise SchemaMissing('this database has no pgqueue schema: run "pgqueue migrate"') from None
+    except psycopg.errors.InvalidSchemaName:
+        raise SchemaMissing('this database has no pgqueue schema: run "pgqueue migrate"') from None
+    if found < SCHEMA_VERSION:
+        raise SchemaMissing(f'the pgqueue schema has version {found}, this pgqueue needs {SCHEMA_VERSION}: run "pgqueue migrate"')
+
+
+class Pool:
+    """Connections for producers, made at first use in each process: a fork never shares them."""
+
+    def __init__(self, dsn: str | None, size: int = 10) -> None:
+        self._dsn = dsn
+        self._size = size
+        self._lock = threading.Lock()
+        self._pools: dict[int, ConnectionPool[psycopg.Connection[Any]]] = {}
+
+    def __repr__(self) -> str:
+        return "Pool()"  # never the DSN
+
+    @property
+    def dsn(self) -> str:
+        return dsn_from(self._dsn)
+
+    def run(self, call: Call[T]) -> T:
+        """Execute a call in a transaction of its own; again on a lost connection, so it must be safe to repeat."""
+        for tries in range(4):
+            try:
+                with self._pool().connection() as conn:
+                    return run(conn, call)
+            except psycopg.Error as error:
+                if not is_lost(error) or tries == 3:
+                    raise
+                time.sleep(backoff(tries))
+        raise PgQueueError("unreachable")
+
+    def _pool(self) -> ConnectionPool[psycopg.Connection[Any]]:
+        pid = os.getpid()
+        pool = self._pools.get(pid)
+        if pool is None:
+            with self._lock:
+                pool = self._pools.get(pid) or self._open(pid)
+        return pool
+
+    def _open(self, pid: int) -> ConnectionPool[psycopg.Connection[Any]]:
+        dsn = self.dsn
+        connect(dsn, "pgqueue:client").close()  # a clear error at once, where a pool would try for half a minute
+        pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
+            dsn,
+            min_size=0,
+            max_size=self._size,
+            timeout=30,
+            open=True,
+            kwargs={**_NETWORK, "autocommit": True, "application_name": "pgqueue:client"},
+            configure=lambda conn: conn.adapters.register_loader("uuid", TextLoader),
+            name="pgqueue",
+        )
+        self._pools[pid] = pool
+        return pool
+
+    def close(self) -> None:
+        """Close this process's connections."""
+        pool = self._pools.pop(os.getpid(), None)
+        if pool is not None:
+            pool.close()

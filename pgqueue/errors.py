@@ -1,0 +1,123 @@
+"""The one error tree of pgqueue. Every message says what happened and what to do next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class PgQueueError(Exception):
+    """Base of all errors that pgqueue raises to its users."""
+
+
+class NotConfigured(PgQueueError):
+    """No database was named: neither ``App(dsn)`` nor ``PGQUEUE_DSN``."""
+
+
+class DatabaseUnreachable(PgQueueError):
+    """The database does not answer, or refuses us. The message carries no password."""
+
+
+class SchemaMissing(PgQueueError):
+    """The database has no pgqueue schema, or an older one than this version needs: run ``pgqueue migrate``."""
+
+
+class UnknownWorkflow(PgQueueError):
+    """Nobody registered a workflow of that name, and no queue was given."""
+
+
+class UnknownQueue(PgQueueError):
+    """A queue that was never declared."""
+
+
+class UnknownJob(PgQueueError):
+    """There is no job with that id (or it was pruned)."""
+
+
+class IdConflict(PgQueueError):
+    """A job with that id exists already, with another name or input."""
+
+
+class BadValue(PgQueueError, ValueError):
+    """A value cannot be stored and read back unchanged; the message says which and where."""
+
+
+class ValueTooLarge(BadValue):
+    """An input or result over the size limit (1 MiB unless configured)."""
+
+
+class TransactionMisused(PgQueueError):
+    """A step tried to end the transaction that it was given."""
+
+
+class OutsideJob(PgQueueError):
+    """Something that only works inside a running job was called outside of one, or in a thread that has none."""
+
+
+class NonDeterministic(PgQueueError):
+    """A workflow called another step than the one its checkpoint was stored for: its code has changed."""
+
+
+class Configuration(PgQueueError):
+    """A module, an App or a setting cannot be used as given."""
+
+
+class ResultTimeout(PgQueueError, TimeoutError):
+    """The job did not end within the time that ``result(timeout=...)`` allowed. It goes on."""
+
+
+class _Ended(PgQueueError):
+    """An error read back from the database: never an object of the original class, only its description."""
+
+    def __init__(self, description: dict[str, Any], where: str) -> None:
+        self.type: str = str(description.get("type", "Exception"))
+        self.message: str = str(description.get("message", ""))
+        self.traceback: str = str(description.get("traceback", ""))
+        super().__init__(f"{where} failed: {self.type}: {self.message}")
+
+
+class StepFailed(_Ended):
+    """A step used up its attempts. Raised in the workflow, the same on every replay.
+
+    ``type``, ``message`` and ``traceback`` describe the original error; ``seq`` is the number of the step.
+    """
+
+    def __init__(self, description: dict[str, Any], name: str, seq: int) -> None:
+        super().__init__(description, f"step {seq} ({name})")
+        self.seq = seq
+
+
+class JobFailed(_Ended):
+    """Raised by ``job.result()`` for a job that failed. ``type``, ``message``, ``traceback`` describe its error."""
+
+
+class JobCancelled(PgQueueError):
+    """Raised by ``job.result()`` for a job that was cancelled."""
+
+
+class Cancel(Exception):  # an instruction, not an error
+    """Raise it in a job to end it for good, without further attempts: ``raise Cancel("bad address")``."""
+
+
+class ClaimLost(BaseException):
+    """This run no longer holds its job: another worker does, or it has ended. Nothing more it does can be stored.
+
+    A BaseException, so that ``except Exception`` in user code does not carry a lost run on.
+    """
+
+
+#: SQLSTATEs of pgqueue's own functions (see sql/functions) and what they become in Python.
+BY_SQLSTATE: dict[str, type[PgQueueError]] = {
+    "PQ001": UnknownWorkflow,
+    "PQ002": UnknownQueue,
+    "PQ003": IdConflict,
+    "PQ004": BadValue,
+    "PQ005": ValueTooLarge,
+    "PQ007": PgQueueError,
+    "PQ008": TransactionMisused,
+    "PQ009": PgQueueError,
+    "22P05": BadValue,  # \u0000 in JSON
+    "22P02": BadValue,  # not JSON, or a lone surrogate
+    "3F000": SchemaMissing,
+    "42P01": SchemaMissing,
+    "42883": SchemaMissing,
+}

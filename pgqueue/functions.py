@@ -1,0 +1,252 @@
+"""What the decorators make of a function: workflows, steps and transactions, and the ways to call and enqueue them."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property, update_wrapper
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack
+
+import msgspec
+import psycopg
+
+from pgqueue.context import active_run
+from pgqueue.errors import BadValue, OutsideJob
+from pgqueue.model import NAME, Isolation, Kind
+from pgqueue.retry import Duration, Retry, seconds
+from pgqueue.values import DEFAULT_LIMIT, Codec, InputCodec
+
+if TYPE_CHECKING:
+    from pgqueue.app import App
+    from pgqueue.client import Job
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Options(TypedDict, total=False):
+    """What can be said about one job when it is enqueued."""
+
+    queue: str
+    priority: int  #: 0 (first) to 9 (last)
+    delay: Duration  #: not before so much time has passed
+    at: datetime  #: not before this moment; must have a time zone
+    id: str  #: the same id, name and input is the same job
+    key: str
+    retry: Retry
+    max_crashes: int  #: how many dead worker processes in a row, without progress, make the job fail
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What the decorator said about a function."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    queue: str = "default"
+    priority: int = 5
+    retry: Retry = field(default_factory=Retry)
+    max_crashes: int = 3
+    key: str | None = None
+    isolation: Isolation = "read committed"
+    idle_timeout: float = 20.0  # seconds
+
+
+@dataclass(frozen=True)
+class Call(Generic[R]):
+    """A call that is not yet made: what ``f.call(...)`` and ``f.map(...)`` return, and ``app.enqueue_many`` takes."""
+
+    function: Function[Any, R]
+    arguments: Mapping[str, Any]
+    options: Options
+
+    def description(self) -> dict[str, Any]:
+        """The job that this call asks for, as ``enqueue_workflows`` takes it."""
+        f, o = self.function, self.options
+        wanted: dict[str, Any] = {
+            "name": f.name,
+            "input": msgspec.Raw(f.input.encode(self.arguments, f"the input of {f.name}", f.app.max_bytes).encode()),
+            "queue": f.definition.queue,
+            "priority": f.definition.priority,
+        }
+        if f.definition.key is not None:
+            wanted["key"] = _key_text(self.arguments.get(f.definition.key))
+        return wanted | describe_options(o)
+
+
+def describe_options(options: Options) -> dict[str, Any]:
+    """Options as ``enqueue_workflows`` takes them. Errors for what cannot be meant."""
+    wanted: dict[str, Any] = {}
+    for option, value in options.items():
+        if option == "delay":
+            wanted["delay"] = f"{seconds(typing.cast(Duration, value))} seconds"
+        elif option == "at":
+            if not isinstance(value, datetime) or value.tzinfo is None:
+                raise BadValue(f"at={value!r}: give a datetime with a time zone, such as datetime.now(timezone.utc)")
+            wanted["run_at"] = value.isoformat()
+        elif option == "retry":
+            if not isinstance(value, Retry):
+                raise TypeError(f"retry={value!r}: give a Retry(...)")
+            wanted["retry"] = value.numbers()
+        elif option in Options.__annotations__:
+            wanted[option] = value
+        else:
+            raise TypeError(f"{option!r} is not an option of enqueue: {', '.join(Options.__annotations__)}")
+    return wanted
+
+
+def _key_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+class Enqueueable(Generic[P, R]):
+    """A function, with what was said about the job and the connection to enqueue it on."""
+
+    def __init__(self, function: Function[P, R], options: Options, conn: psycopg.Connection[Any] | None) -> None:
+        self._function = function
+        self._options = options
+        self._conn = conn
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """A call that is not yet made. A wrong argument is a TypeError here, in the producer."""
+        return Call(self._function, self._function.bind(args, kwargs), self._options)
+
+    def map(self, items: Iterable[Any]) -> list[Call[R]]:
+        """One call per item, which becomes the first parameter."""
+        return [Call(self._function, self._function.bind((item,), {}), self._options) for item in items]
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Enqueue a job with these arguments. Inside a transaction of a job it joins that transaction; with ``using(conn)``
+        it joins the caller's; otherwise it commits by itself, and can be repeated safely after a lost connection.
+
+        Errors: BadValue for arguments that cannot be stored, UnknownQueue, IdConflict, DatabaseUnreachable.
+        """
+        return self._function.app.enqueue_many([self.call(*args, **kwargs)], conn=self._conn)[0]
+
+    def options(self, **options: Unpack[Options]) -> Enqueueable[P, R]:
+        """The same with options for the job: ``f.options(delay="10m", priority=2, id="order-7").enqueue(7)``."""
+        describe_options(options)
+        return Enqueueable(self._function, Options(**{**self._options, **options}), self._conn)
+
+    def using(self, conn: psycopg.Connection[Any]) -> Enqueueable[P, R]:
+        """The same on the caller's connection: the job exists if and only if its transaction commits."""
+        if not isinstance(conn, psycopg.Connection):
+            raise TypeError(f"using() takes a psycopg.Connection, not {type(conn).__name__}")
+        return Enqueueable(self._function, self._options, conn)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._conn is not None and self._function.kind == "transaction":
+            result: R = self._function.fn(self._conn, *args, **kwargs)
+            return result
+        return self._function(*args, **kwargs)
+
+
+class Function(Enqueueable[P, R]):
+    """A registered function. ``fn`` is the bare one, for unit tests."""
+
+    kind: Kind
+
+    def __init__(self, app: App, fn: Callable[..., R], definition: Definition) -> None:
+        super().__init__(self, Options(), None)
+        self.app = app
+        self.fn = fn
+        self.definition = definition
+        update_wrapper(self, fn)
+        for name in (definition.name, *definition.aliases):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot be a name: 1 to 128 letters, digits and _ . : - (give one with name=)")
+        if definition.key is not None and definition.key not in self.signature.parameters:
+            raise TypeError(f"key={definition.key!r} is not a parameter of {definition.name}")
+
+    @property
+    def name(self) -> str:
+        """The name under which jobs and checkpoints are stored."""
+        return self.definition.name
+
+    def known_as(self, name: str) -> bool:
+        """Is this the function that a checkpoint of that name was stored for?"""
+        return name == self.definition.name or name in self.definition.aliases
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.name}>"
+
+    @cached_property
+    def signature(self) -> inspect.Signature:
+        """The parameters that a caller gives: a transaction's connection is not among them."""
+        parameters = list(inspect.signature(self.fn).parameters.values())
+        if self.kind == "transaction":
+            if not parameters:
+                raise TypeError(f"{self.name}: a transaction takes the connection as its first parameter")
+            parameters = parameters[1:]
+        for parameter in parameters:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+                raise TypeError(
+                    f"{self.name}({parameter}): parameters are stored by name, so each needs one: no *args, **kwargs or /"
+                )
+        return inspect.Signature(parameters)
+
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        try:
+            return typing.get_type_hints(self.fn, include_extras=True)
+        except Exception:  # noqa: BLE001 -- names that exist for type checkers only; values then go by JSON's own types
+            return {}
+
+    @cached_property
+    def input(self) -> InputCodec:
+        """How arguments are stored."""
+        return InputCodec(self.signature.parameters, self._hints)
+
+    @cached_property
+    def result(self) -> Codec:
+        """How the return value is stored."""
+        return Codec(self._hints.get("return", Any))
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name. TypeError where they do not fit the signature."""
+        try:
+            return dict(self.signature.bind(*args, **kwargs).arguments)
+        except TypeError as error:
+            raise TypeError(f"{self.name}{self.signature}: {error}") from None
+
+    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        """What a call outside of any job does."""
+        return self.fn(*args, **kwargs)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        run = active_run()
+        if run is None:
+            return self.plain(args, kwargs)
+        result: R = run.call(self, self.bind(args, kwargs))
+        return result
+
+    def encode_result(self, value: Any, limit: int = DEFAULT_LIMIT) -> str:
+        """JSON text of a return value, or BadValue."""
+        return self.result.encode(value, f"the result of {self.name}", limit)
+
+
+class Workflow(Function[P, R]):
+    """A durable function. After a crash it runs again from its first line, and what it did already is replayed."""
+
+    kind = "workflow"
+
+
+class Step(Function[P, R]):
+    """A function whose result is checkpointed after it ran: at least once. Outside of a job it is the plain function."""
+
+    kind = "step"
+
+
+class Transaction(Function[P, R]):
+    """A function whose database writes and checkpoint commit together: exactly once."""
+
+    kind = "transaction"
+
+    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        raise OutsideJob(
+            f"{self.name} is a transaction and needs a connection: outside of a job call "
+            f"{self.name.rpartition('.')[2]}.using(conn)(...), which runs it in the transaction of that connection"
+        )

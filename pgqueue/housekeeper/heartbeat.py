@@ -1,0 +1,56 @@
+"""The heartbeat thread: renews the leases of all workers of this host, on a connection of its own that nothing can delay."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg
+
+from pgqueue import database, protocol
+from pgqueue.errors import DatabaseUnreachable
+from pgqueue.failpoints import failpoint
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat(threading.Thread):
+    """Beats for ``workers()`` every ``interval`` seconds; calls ``fenced`` for a worker that has lost its lease."""
+
+    def __init__(
+        self, dsn: str, name: str, interval: float, workers: Callable[[], Sequence[str]], fenced: Callable[[str], None]
+    ) -> None:
+        super().__init__(name="pgqueue-heartbeat", daemon=True)
+        self._dsn = dsn
+        self._name = name
+        self._interval = interval
+        self._workers = workers
+        self._fenced = fenced
+
+    def run(self) -> None:
+        tries = 0
+        while True:
+            try:
+                with database.connect(self._dsn, self._name) as conn:
+                    tries = 0
+                    while True:
+                        self._beat(conn)
+                        time.sleep(self._interval)
+            except (psycopg.Error, DatabaseUnreachable) as error:
+                log.warning("heartbeat: %s", " ".join(str(error).split()))
+                tries += 1
+                time.sleep(min(self._interval, database.backoff(tries)))
+
+    def _beat(self, conn: psycopg.Connection[Any]) -> None:
+        workers = self._workers()
+        if not workers:
+            return
+        failpoint("heartbeat.before")
+        alive = database.run(conn, protocol.heartbeat(workers))
+        failpoint("heartbeat.acknowledged")
+        for worker in workers:
+            if worker not in alive:
+                self._fenced(worker)

@@ -1,0 +1,217 @@
+"""The housekeeper's loop: a list of duties, each done when it is due or when somebody asks for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import psycopg
+
+from pgqueue import database, protocol
+from pgqueue.config import WorkSettings
+from pgqueue.database import run
+from pgqueue.errors import DatabaseUnreachable
+from pgqueue.failpoints import failpoint
+from pgqueue.housekeeper import recovery
+from pgqueue.housekeeper.heartbeat import Heartbeat
+from pgqueue.housekeeper.leases import Leases
+from pgqueue.slots import Phase, Slot, Slots
+
+log = logging.getLogger(__name__)
+PROMOTE_AT_ONCE = 5000
+
+
+class Housekeeper:
+    """Runs until its supervisor is gone. ``run()`` returns the exit code."""
+
+    def __init__(
+        self,
+        settings: WorkSettings,
+        dsn: str,
+        queues: Sequence[str],
+        slots: Slots,
+        wakes: Sequence[int],
+        supervisor: socket.socket,
+        life: int,
+    ) -> None:
+        self._settings = settings
+        self._dsn = dsn
+        self._queues = queues
+        self._slots = slots
+        self._wakes = wakes
+        self._supervisor = supervisor
+        self._life = life
+        self._name = f"pgqueue:housekeeper:{uuid.uuid4()}"
+        self._leases = Leases(settings.lease)
+        self._deaths: dict[str, tuple[int, str | None]] = {}  # told by the supervisor, still to be dealt with
+        self._due: dict[Callable[[psycopg.Connection[Any]], float], float] = {}  # duty -> when
+        self._listening = False
+
+    def run(self) -> int:
+        Heartbeat(self._dsn, self._name, self._settings.beat, self._workers, self._report_fenced).start()
+        tries = 0
+        while True:
+            try:
+                with database.connect(self._dsn, self._name) as conn:
+                    tries = 0
+                    conn.execute("LISTEN pgqueue")
+                    self._plan()
+                    recovery.fence_vanished(conn)
+                    self._keep_house(conn)
+                    return 0
+            except (psycopg.Error, DatabaseUnreachable) as error:
+                log.warning("housekeeper: %s", " ".join(str(error).split()))
+                tries += 1
+                if self._pause(database.backoff(tries)):
+                    self._kill_orphans()  # the jobs are reaped by others, when the lease is over
+                    return 0
+
+    def _plan(self) -> None:
+        duties = (self._observe_leases, self._promote, self._end_cancelled, self._reconcile, self._look_for_work)
+        self._due = dict.fromkeys(duties, 0.0)
+        if self._settings.burst:
+            self._due[self._check_burst] = 0.0
+        self._listening = False
+
+    def _keep_house(self, conn: psycopg.Connection[Any]) -> None:
+        """Until the supervisor is gone."""
+        while True:
+            for worker, (started, reason) in list(self._deaths.items()):
+                recovery.bury(conn, worker, started, reason)
+                self._deaths.pop(worker)
+                self._say("reaped", worker)
+            now = time.monotonic()
+            for duty, when in self._due.items():
+                if now >= when:
+                    self._due[duty] = time.monotonic() + duty(conn)
+            if self._wait(conn):
+                self._inherit(conn)
+                return
+
+    def _wait(self, conn: psycopg.Connection[Any]) -> bool:
+        """Until something is due, or somebody calls. True: the supervisor is gone."""
+        patience = max(0.0, min(self._due.values()) - time.monotonic())
+        if not self._listening:
+            patience = min(patience, 0.1)  # workers may go idle any moment, and shared memory does not call
+        readable, _, _ = select.select([conn.fileno(), self._supervisor.fileno(), self._life], [], [], patience)
+        if self._life in readable:
+            return True
+        if self._supervisor.fileno() in readable:
+            self._hear()
+        if conn.fileno() in readable:
+            for _ in conn.notifies(timeout=0):
+                self._wake_idle()
+                break
+        if not self._listening and self._idle():
+            self._due[self._look_for_work] = 0.0
+        return False
+
+    def _pause(self, seconds: float) -> bool:
+        """While there is no database. True: the supervisor is gone."""
+        readable, _, _ = select.select([self._supervisor.fileno(), self._life], [], [], seconds)
+        if self._supervisor.fileno() in readable:
+            self._hear()
+        return self._life in readable
+
+    # ---------------------------------------------------------------------------------- talking to processes
+
+    def _hear(self) -> None:
+        data = self._supervisor.recv(65536)
+        if data:
+            message = msgspec.json.decode(data)
+            self._deaths[message["worker"]] = (message["started"], message["reason"])
+
+    def _say(self, what: str, worker: str = "") -> None:
+        try:
+            self._supervisor.send(msgspec.json.encode({what: worker}))
+        except OSError:
+            pass  # it is gone, and we shall notice
+
+    def _report_fenced(self, worker: str) -> None:
+        self._say("fenced", worker)
+
+    def _workers(self) -> list[str]:
+        return [slot.worker for slot in self._slots.used() if slot.registered and slot.worker]
+
+    def _idle(self) -> list[Slot]:
+        return [slot for slot in self._slots.used() if slot.phase == Phase.IDLE]
+
+    def _wake_idle(self) -> None:
+        for slot in self._idle():
+            try:
+                os.write(self._wakes[slot.index], b".")
+            except BlockingIOError:
+                pass  # it has been woken already
+
+    # ------------------------------------------------------- duties: each returns the seconds until the next time
+
+    def _observe_leases(self, conn: psycopg.Connection[Any]) -> float:
+        beats = run(conn, protocol.beats())
+        for worker, beat in self._leases.observe(((row[0], row[1]) for row in beats), time.monotonic()):
+            if run(conn, protocol.fence_worker(worker, beat, f"its lease of {self._settings.lease:g} s ran out")):
+                log.warning("worker %s has not been heard of for %g s: fenced", worker, self._settings.lease)
+        recovery.reap_lapsed(conn, except_for=list(self._deaths))
+        return self._settings.lease / 6
+
+    def _promote(self, conn: psycopg.Connection[Any]) -> float:
+        failpoint("promote.before")
+        moved, next_due = run(conn, protocol.promote(PROMOTE_AT_ONCE))
+        if moved:
+            self._wake_idle()
+        if moved == PROMOTE_AT_ONCE:
+            return 0.0
+        return 1.0 if next_due is None else min(1.0, max(0.01, next_due))
+
+    def _end_cancelled(self, conn: psycopg.Connection[Any]) -> float:
+        run(conn, protocol.cancel_waiting())
+        return 1.0
+
+    def _reconcile(self, conn: psycopg.Connection[Any]) -> float:
+        recovery.release_unknown(conn, self._slots.used())
+        return self._settings.beat
+
+    def _look_for_work(self, conn: psycopg.Connection[Any]) -> float:
+        """One poll for all idle workers of this host. While there are any, producers are asked to notify."""
+        self._listening = bool(self._idle())
+        if self._listening:
+            run(conn, protocol.listen_idle(2.5))
+            if run(conn, protocol.has_work(self._queues)):
+                self._wake_idle()
+        return 1.0
+
+    def _check_burst(self, conn: psycopg.Connection[Any]) -> float:
+        """--burst: leave when nothing is ready, running or due."""
+        ready_to_work = [slot for slot in self._slots.used() if slot.registered]
+        if ready_to_work and run(conn, protocol.remaining(self._queues)) == 0:
+            self._say("finished")
+            return 60.0
+        return 0.2
+
+    # ------------------------------------------------------------------------------ when the supervisor is gone
+
+    def _kill_orphans(self) -> list[tuple[str, int, int]]:
+        """Kill the workers' process groups: the kernel kills workers with their supervisor, but not what their jobs started."""
+        orphans = [(slot.worker, slot.started, slot.pid) for slot in self._slots.used() if slot.worker and slot.pid]
+        for _, _, pid in orphans:
+            for kill in (os.killpg, os.kill):
+                try:
+                    kill(pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    pass
+        recovery.wait_for_exit([pid for _, _, pid in orphans], 5.0)
+        return orphans
+
+    def _inherit(self, conn: psycopg.Connection[Any]) -> None:
+        """Give back what the supervisor's workers held, and leave: nobody has to wait for the leases."""
+        for worker, _, _ in self._kill_orphans():
+            recovery.bury(conn, worker, 0, None)
+        for worker, (started, reason) in self._deaths.items():
+            recovery.bury(conn, worker, started, reason)

@@ -1,0 +1,95 @@
+"""Giving back the jobs of workers that are dead, fenced, or do not know that they hold them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+
+from pgqueue import ids, protocol
+from pgqueue.database import run
+from pgqueue.failpoints import failpoint
+from pgqueue.ids import digest
+from pgqueue.model import ClaimedJob, Settlement
+from pgqueue.slots import Slot
+
+log = logging.getLogger(__name__)
+PATIENCE = 2.0  # seconds to wait for the sessions of a dead worker; what they still hold is reaped in the next round
+
+
+def bury(conn: psycopg.Connection[Any], worker: str, started: int, reason: str | None) -> None:
+    """A worker of this host has died: its jobs are ready again. ``started``: the job it was running, which is charged."""
+    run(conn, protocol.fence_worker(worker, None, reason or "ended by its supervisor"))
+    charged = []
+    if started:
+        charged = [job for job, token, _ in run(conn, protocol.held_claims([worker])) if digest(job, token) == started]
+    reap_all(conn, worker, charged, "crash", reason)
+
+
+def reap_all(conn: psycopg.Connection[Any], worker: str, started: Sequence[str], kind: str, reason: str | None) -> None:
+    """Take everything from a fenced worker. Its sessions are ended first: they may hold jobs in the middle of a step."""
+    run(conn, protocol.end_sessions(worker))
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        failpoint("reap.selected")
+        given_back, failed, still_held = run(conn, protocol.reap(worker, started, kind, reason))
+        failpoint("reap.committed")
+        if given_back or failed:
+            log.info("worker %s: %d jobs given back, %d failed (%s)", worker, given_back, failed, reason or "no charge")
+        if still_held == 0 or time.monotonic() > deadline:
+            return
+        time.sleep(0.01)
+
+
+def reap_lapsed(conn: psycopg.Connection[Any], except_for: Sequence[str] = ()) -> None:
+    """Everything that belongs to a fenced or missing worker, whoever fenced it and whenever. ``except_for``: deaths that are
+    about to be reported in detail."""
+    for worker, reason in run(conn, protocol.lapsed_workers()):
+        if worker not in except_for:
+            reap_all(conn, worker, [], "lost", reason)
+
+
+def fence_vanished(conn: psycopg.Connection[Any]) -> None:
+    """At start: workers of this very machine and boot whose process no longer exists. A restarted supervisor finds the jobs of
+    the killed one this way, and does not wait for the lease."""
+    here = (ids.boot_id(), ids.pid_namespace())
+    for worker, _, boot_id, pid_ns, pid, ticks in run(conn, protocol.beats()):
+        if (boot_id, pid_ns) == here and ticks and ids.start_ticks(pid) != ticks:
+            run(conn, protocol.fence_worker(worker, None, "its process is gone"))
+
+
+def release_unknown(conn: psycopg.Connection[Any], slots: Sequence[Slot]) -> None:
+    """Give back claims that their worker does not know of, because the reply to its claim was lost.
+
+    The order matters: the table first, the workers' memory second. What is in the table and was already settled when we look
+    into the memory is gone by then, and the release finds nothing.
+    """
+    by_worker = {slot.worker: slot for slot in slots if slot.registered}
+    claims = run(conn, protocol.held_claims([worker for worker in by_worker if worker]))
+    failpoint("reconcile.between")
+    held = {worker: slot.held() for worker, slot in by_worker.items()}
+    unknown = [
+        (job, token)
+        for job, token, worker in claims
+        if digest(job, token) not in held[worker] and by_worker[worker].inflight != token and by_worker[worker].worker == worker
+    ]
+    if unknown:
+        log.warning("%d claims are not known to their workers (a reply was lost): given back", len(unknown))
+        run(conn, protocol.settle([Settlement(ClaimedJob(job, token, "", "", "", 0, None), "release") for job, token in unknown]))
+
+
+def wait_for_exit(pids: Sequence[int], seconds: float) -> None:
+    """Wait until these processes, which are not our children, are gone."""
+    deadline = time.monotonic() + seconds
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except (OSError, AttributeError):
+            continue
+        select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        os.close(descriptor)

@@ -1,0 +1,314 @@
+"""The verbs of the protocol, as calls that are not yet made: SQL, parameters, and how to read the answer. No I/O here.
+
+``database.run`` executes a Call on a connection. Verbs that change state are functions in ``sql/functions``; what people
+query are views in ``sql/views``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pgqueue.ids import Process
+from pgqueue.model import ClaimedJob, Settlement
+
+T = TypeVar("T")
+Rows = list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One statement: a verb or a look at a view."""
+
+    sql: str
+    params: Sequence[Any]
+    read: Callable[[Rows], T]
+
+
+def _nothing(_: Rows) -> None:
+    return None
+
+
+def _first(rows: Rows) -> Any:
+    return rows[0][0]
+
+
+def _column(rows: Rows) -> list[Any]:
+    return [row[0] for row in rows]
+
+
+def _rows(rows: Rows) -> Rows:
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------- producers
+
+
+def enqueue_workflows(jobs: str) -> Call[list[str]]:
+    """``jobs``: a JSON array of descriptions (see the SQL function). The ids, in the same order."""
+    return Call("SELECT e::text FROM pgqueue.enqueue_workflows(%s::json) e", (jobs,), _column)
+
+
+def cancel(ids: Sequence[str]) -> Call[Rows]:
+    """Rows of (job id, answer)."""
+    return Call("SELECT job_id::text, answer FROM pgqueue.cancel(%s::uuid[])", (list(ids),), _rows)
+
+
+def requeue(ids: Sequence[str]) -> Call[Rows]:
+    """Rows of (job id, answer)."""
+    return Call("SELECT job_id::text, answer FROM pgqueue.requeue(%s::uuid[])", (list(ids),), _rows)
+
+
+def prune(statuses: Sequence[str], seconds: float, amount: int) -> Call[int]:
+    """How many jobs went."""
+    return Call("SELECT pgqueue.prune(%s, make_interval(secs => %s), %s)", (list(statuses), seconds, amount), _first)
+
+
+def register_app(queues: str, workflows: str) -> Call[None]:
+    """Both are JSON arrays of objects."""
+    return Call("SELECT pgqueue.register_app(%s::json, %s::json)", (queues, workflows), _nothing)
+
+
+# ------------------------------------------------------------------------------------------------ workers
+
+
+def register_worker(worker: str, process: Process) -> Call[int]:
+    """The size limit of results in bytes."""
+    return Call(
+        "SELECT pgqueue.register_worker(%s::uuid, %s, %s, %s, %s, %s)",
+        (worker, process.host, process.boot_id, process.pid_ns, process.pid, process.start_ticks),
+        _first,
+    )
+
+
+def claim(
+    worker: str,
+    token: int,
+    queues: Sequence[str],
+    names: Sequence[str],
+    amount: int,
+    hints: Sequence[int],
+    backwards: bool = False,
+) -> Call[list[tuple[ClaimedJob, int]]]:
+    """The jobs claimed, each with its position, in the order in which to run them."""
+
+    def read(rows: Rows) -> list[tuple[ClaimedJob, int]]:
+        if len(rows) > 1:
+            rows.sort(key=lambda row: (-row[4] if backwards else row[4], row[5]))
+        return [(ClaimedJob(row[0], token, row[1], row[2], row[3], row[4], row[6]), row[5]) for row in rows]
+
+    return Call(
+        "SELECT * FROM pgqueue.claim(%s::uuid, %s::bigint, %s::text[], %s::text[], %s::integer, %s::bigint[], %s)",
+        (worker, token, queues, names, amount, hints, backwards),
+        read,
+    )
+
+
+def position_now() -> Call[int]:
+    """The position that was last given out."""
+    return Call("SELECT pgqueue.position_now()", (), _first)
+
+
+def settle(batch: Sequence[Settlement]) -> Call[dict[str, str]]:
+    """What was not settled: job id -> ``lost`` or ``busy``."""
+    return Call(
+        "SELECT * FROM pgqueue.settle(%s::uuid[], %s::bigint[], %s::text[], %s::text[], %s::integer[], %s::json[])",
+        (
+            [s.job.id for s in batch],
+            [s.job.token for s in batch],
+            [s.how for s in batch],
+            [s.result for s in batch],
+            [s.seen for s in batch],
+            [s.detail for s in batch],
+        ),
+        dict,
+    )
+
+
+def fence(job: str, token: int, seen: int, idle_seconds: float) -> Call[Any]:
+    """The id of this transaction as text; None where the claim is lost."""
+    return Call("SELECT pgqueue.fence(%s::uuid, %s::bigint, %s::integer, %s)::text", (job, token, seen, idle_seconds), _first)
+
+
+def continues(job: str, seen: int) -> Call[bool]:
+    """Is the last checkpoint that this run saw still there?"""
+    return Call("SELECT pgqueue.continues(%s::uuid, %s::integer)", (job, seen), _first)
+
+
+def checkpoint(job: str, token: int, seq: int, name: str, result: str, xid: str) -> Call[None]:
+    """The last statement of a transactional step."""
+    return Call(
+        "SELECT pgqueue.checkpoint(%s::uuid, %s::bigint, %s::integer, %s, %s, NULL, %s::xid8)",
+        (job, token, seq, name, result, xid),
+        _nothing,
+    )
+
+
+def store(job: str, token: int, seen: int, seq: int, name: str, result: str | None, error: str | None) -> Call[bool]:
+    """Fence and checkpoint at once. False: the claim is lost."""
+    return Call(
+        "SELECT pgqueue.store(%s::uuid, %s::bigint, %s::integer, %s::integer, %s, %s, %s)",
+        (job, token, seen, seq, name, result, error),
+        _first,
+    )
+
+
+def finish(job: str, token: int, result: str, xid: str) -> Call[bool]:
+    """End a job inside its own transaction. False: the claim is lost."""
+    return Call("SELECT pgqueue.finish(%s::uuid, %s::bigint, %s, %s::xid8)", (job, token, result, xid), _first)
+
+
+def history(job: str, after: int) -> Call[Rows]:
+    """Rows of (seq, name, result, error): some checkpoints after ``after``; none means that there are no more."""
+    return Call("SELECT * FROM pgqueue.history(%s::uuid, %s::integer)", (job, after), _rows)
+
+
+def attempts(job: str, seq: int | None) -> Call[int]:
+    """How often that step (None: the job itself) has failed since the last requeue."""
+    return Call("SELECT pgqueue.attempts(%s::uuid, %s::integer)", (job, seq), _first)
+
+
+def resolve(job: str, token: int) -> Call[str]:
+    """After a lost connection: ``held``, ``settled`` or ``lost``."""
+    return Call("SELECT pgqueue.resolve(%s::uuid, %s::bigint)", (job, token), _first)
+
+
+# -------------------------------------------------------------------------------------------- housekeeper
+
+
+def heartbeat(workers: Sequence[str]) -> Call[list[str]]:
+    """The workers that are still alive."""
+    return Call("SELECT h::text FROM pgqueue.heartbeat(%s::uuid[]) h", (list(workers),), _column)
+
+
+def beats() -> Call[Rows]:
+    """Rows of (worker, beat, boot id, pid namespace, pid, start ticks)."""
+    return Call("SELECT id::text, beat, boot_id, pid_ns, pid, start_ticks FROM pgqueue.beats", (), _rows)
+
+
+def fence_worker(worker: str, beat: int | None, reason: str) -> Call[bool]:
+    """True where this call took the lease."""
+    return Call("SELECT pgqueue.fence_worker(%s::uuid, %s::bigint, %s)", (worker, beat, reason), _first)
+
+
+def end_sessions(worker: str, part: str = "") -> Call[int]:
+    """How many sessions were told to end."""
+    return Call("SELECT pgqueue.end_sessions(%s::uuid, %s)", (worker, part), _first)
+
+
+def reap(worker: str, started: Sequence[str], kind: str, reason: str | None) -> Call[tuple[int, int, int]]:
+    """(given back, failed, still held)."""
+    return Call(
+        "SELECT * FROM pgqueue.reap(%s::uuid, %s::uuid[], %s, %s)",
+        (worker, list(started), kind, reason),
+        lambda rows: (rows[0][0], rows[0][1], rows[0][2]),
+    )
+
+
+def lapsed_workers() -> Call[Rows]:
+    """Rows of (worker, reason)."""
+    return Call("SELECT worker::text, reason FROM pgqueue.lapsed_workers()", (), _rows)
+
+
+def held_claims(workers: Sequence[str]) -> Call[Rows]:
+    """Rows of (job id, token, worker)."""
+    return Call("SELECT job_id::text, claim, worker::text FROM pgqueue.held_claims(%s::uuid[])", (list(workers),), _rows)
+
+
+def promote(amount: int) -> Call[tuple[int, float | None]]:
+    """(how many were moved, seconds until the next is due)."""
+    return Call("SELECT * FROM pgqueue.promote(%s)", (amount,), lambda rows: (rows[0][0], rows[0][1]))
+
+
+def cancel_waiting() -> Call[int]:
+    """How many jobs that nobody held were cancelled."""
+    return Call("SELECT pgqueue.cancel_waiting()", (), _first)
+
+
+def listen_idle(seconds: float) -> Call[None]:
+    """Ask producers to notify, for so long."""
+    return Call("SELECT pgqueue.listen_idle(%s)", (seconds,), _nothing)
+
+
+def has_work(queues: Sequence[str]) -> Call[bool]:
+    """Is anything ready in these queues?"""
+    return Call("SELECT pgqueue.has_work(%s)", (list(queues),), _first)
+
+
+def remaining(queues: Sequence[str]) -> Call[int]:
+    """How many jobs are ready, running or due in these queues, counted up to 1,000."""
+    return Call("SELECT pgqueue.remaining(%s)", (list(queues),), _first)
+
+
+# -------------------------------------------------------------------------------------------------- views
+
+
+def job_value(job: str) -> Call[tuple[Any, ...] | None]:
+    """(name, status, input, result, error, state); None for an unknown id. Status is ``active`` until the job ended."""
+    return Call(
+        "SELECT name, status, input, result, error FROM pgqueue.job_values WHERE id = %s::uuid",
+        (job,),
+        lambda rows: rows[0] if rows else None,
+    )
+
+
+JOB_COLUMNS = (
+    "id", "name", "queue", "priority", "state", "key", "created_at", "run_at", "started_at", "finished_at",
+    "waiting_for", "waiting_key", "cancel_requested",
+)  # fmt: skip
+_JOBS = "SELECT id::text, name, queue, priority, state, key, created_at, run_at, started_at, finished_at, \
+waiting_for, waiting_key, cancel_requested FROM pgqueue.jobs"
+
+
+def job_row(job: str) -> Call[tuple[Any, ...] | None]:
+    """The columns JOB_COLUMNS of one job."""
+    return Call(_JOBS + " WHERE id = %s::uuid", (job,), lambda rows: rows[0] if rows else None)
+
+
+def job_rows(state: str | None, name: str | None, queue: str | None, since_seconds: float | None, limit: int) -> Call[Rows]:
+    """The columns JOB_COLUMNS of the youngest jobs that fit."""
+    return Call(
+        _JOBS + " WHERE (%s::text IS NULL OR state = %s) AND (%s::text IS NULL OR name = %s)"
+        " AND (%s::text IS NULL OR queue = %s)"
+        " AND (%s::float8 IS NULL OR created_at > pgqueue.clock_bound() - make_interval(secs => %s::float8))"
+        " ORDER BY created_at DESC, id DESC LIMIT %s",
+        (state, state, name, name, queue, queue, since_seconds, since_seconds, limit),
+        _rows,
+    )
+
+
+def job_ids(prefix: str) -> Call[list[str]]:
+    """At most two ids that begin with this prefix: enough to see whether it is unique."""
+    low = (prefix + "00000000-0000-0000-0000-000000000000"[len(prefix) :])[:36]
+    high = (prefix + "ffffffff-ffff-ffff-ffff-ffffffffffff"[len(prefix) :])[:36]
+    return Call("SELECT id::text FROM pgqueue.jobs WHERE id BETWEEN %s::uuid AND %s::uuid LIMIT 2", (low, high), _column)
+
+
+def steps(job: str) -> Call[Rows]:
+    """Rows of (seq, name, status, result, error)."""
+    return Call("SELECT seq, name, status, result, error FROM pgqueue.steps WHERE job_id = %s::uuid ORDER BY seq", (job,), _rows)
+
+
+def attempt_rows(job: str) -> Call[Rows]:
+    """Rows of (kind, seq, error, host, ended_at)."""
+    return Call(
+        "SELECT kind, seq, error, host, ended_at FROM pgqueue.attempts WHERE job_id = %s::uuid ORDER BY ended_at",
+        (job,),
+        _rows,
+    )
+
+
+def stats() -> Call[Rows]:
+    """Rows of (queue, paused, ready, scheduled, running, waiting, oldest_ready_seconds)."""
+    return Call("SELECT * FROM pgqueue.stats()", (), _rows)
+
+
+def worker_rows() -> Call[Rows]:
+    """Rows of (id, host, pid, jobs, started_at, fenced_at)."""
+    return Call("SELECT id::text, host, pid, jobs, started_at, fenced_at FROM pgqueue.workers ORDER BY host, pid", (), _rows)
+
+
+def schema_version() -> Call[int]:
+    """The number of the last table file that was applied."""
+    return Call("SELECT coalesce(max(number), 0) FROM pgqueue.migration", (), _first)

@@ -1,0 +1,1 @@
+"""Running one claimed job: replay, steps, transactions, and what becomes of it."""

@@ -1,0 +1,49 @@
+"""Errors of user code, described so that they can be stored and read by people."""
+
+from __future__ import annotations
+
+import os
+import traceback
+
+import psycopg
+
+from pgqueue.errors import StepFailed
+from pgqueue.values import error_text
+
+_OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
+
+
+def describe(error: BaseException) -> str:
+    """The error as JSON text: its type, message, and the user's part of the traceback. Never fails."""
+    return error_text(type(error).__qualname__, _message(error), _traceback(error))
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        return error.diag.message_primary  # without DETAIL, which quotes whole rows
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 -- a __str__ of the user's
+        return f"(no message: str() of this {type(error).__qualname__} fails)"
+
+
+def _traceback(error: BaseException) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__, limit=-40) if not f.filename.startswith(_OURS)]
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    text = "".join(traceback.format_list(frames))
+    if cause is not None and not isinstance(cause, StepFailed):
+        text += f"caused by {type(cause).__qualname__}: {_message(cause)[:500]}\n"
+    return text
+
+
+def failed_steps(error: BaseException) -> list[int]:
+    """The steps whose error this is, also through ``raise ... from``: what a requeue has to run again."""
+    seqs: set[int] = set()
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, StepFailed):
+            seqs.add(current.seq)
+        current = current.__cause__ or current.__context__
+    return sorted(seqs)

@@ -1,0 +1,168 @@
+"""Shared memory between the supervisor, the housekeeper and the workers: one slot per worker process.
+
+One anonymous mapping, made before the first fork. Every field is 8 bytes and has one writer, so nothing is ever torn, and what
+a worker wrote before a SIGKILL is still there. The supervisor reads a dead worker's slot to know which job it was running.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+import uuid
+from collections.abc import Iterator
+from enum import IntEnum
+
+HELD = 1024
+"""How many claims one worker can hold at once."""
+_FIELDS = 16
+_STRIDE = _FIELDS + HELD
+
+
+class Phase(IntEnum):
+    """What a worker is doing. Written by the worker, except FREE, which is the supervisor's."""
+
+    FREE = 0
+    BOOTING = 1
+    IDLE = 2
+    BUSY = 3
+    DRAINING = 4
+
+
+class Order(IntEnum):
+    """What the supervisor wants of a worker."""
+
+    WORK = 0
+    DRAIN = 1
+    PAUSE = 2
+
+
+# Field numbers within a slot, with who writes them.
+_ID_HIGH, _ID_LOW, _PID, _ORDER = 0, 1, 2, 3  # supervisor
+_PHASE, _TICK, _INFLIGHT, _STARTED, _SINCE, _DONE, _REGISTERED = 4, 5, 6, 7, 8, 9, 10  # worker
+
+
+class Slot:
+    """One worker's piece of the shared memory."""
+
+    def __init__(self, cells: memoryview, index: int) -> None:
+        self._cells = cells
+        self.index = index
+
+    def assign(self, worker: str) -> None:
+        """The supervisor gives the slot to a new incarnation: everything of the last one is gone."""
+        for i in range(_STRIDE):
+            self._cells[i] = 0
+        high, low = divmod(uuid.UUID(worker).int, 1 << 64)
+        self._cells[_ID_HIGH], self._cells[_ID_LOW] = high, low
+        self._cells[_PHASE] = Phase.BOOTING
+
+    def free(self) -> None:
+        """The process is gone."""
+        self._cells[_PHASE] = Phase.FREE
+        self._cells[_ID_HIGH] = self._cells[_ID_LOW] = self._cells[_REGISTERED] = 0
+
+    @property
+    def worker(self) -> str | None:
+        """The incarnation that has the slot."""
+        value = self._cells[_ID_HIGH] << 64 | self._cells[_ID_LOW]
+        return str(uuid.UUID(int=value)) if value else None
+
+    def _get_pid(self) -> int:
+        return self._cells[_PID]
+
+    def _set_pid(self, pid: int) -> None:
+        self._cells[_PID] = pid
+
+    pid = property(_get_pid, _set_pid)
+
+    def _get_order(self) -> Order:
+        return Order(self._cells[_ORDER])
+
+    def _set_order(self, order: Order) -> None:
+        self._cells[_ORDER] = order
+
+    order = property(_get_order, _set_order)
+
+    def _get_phase(self) -> Phase:
+        return Phase(self._cells[_PHASE])
+
+    def _set_phase(self, phase: Phase) -> None:
+        self._cells[_PHASE] = phase
+
+    phase = property(_get_phase, _set_phase)
+
+    @property
+    def registered(self) -> bool:
+        """Has the worker a row in the database, which wants heartbeats?"""
+        return bool(self._cells[_REGISTERED])
+
+    def set_registered(self) -> None:
+        self._cells[_REGISTERED] = 1
+
+    # -------------------------------------------------------------------------------- which claims it holds
+
+    @property
+    def inflight(self) -> int:
+        """The token of the claim call that is on its way; 0: none."""
+        return self._cells[_INFLIGHT]
+
+    def announce(self, token: int) -> None:
+        """Before a claim is sent: whatever carries this token is not lost, only on its way."""
+        self._cells[_INFLIGHT] = token
+
+    def hold(self, place: int, digest: int) -> None:
+        """A claimed job arrived (0: it is settled)."""
+        self._cells[_FIELDS + place] = digest
+
+    def held(self) -> set[int]:
+        """Digests of all claims that the worker knows of."""
+        return set(self._cells[_FIELDS:_STRIDE].tolist())
+
+    # ----------------------------------------------------------------------------------- what it runs now
+
+    def begin(self, digest: int) -> None:
+        """A job's code is about to run: if the process dies now, this job is charged."""
+        self._cells[_SINCE] = time.monotonic_ns()
+        self._cells[_STARTED] = digest
+
+    def end(self) -> None:
+        """The job's code has returned."""
+        self._cells[_STARTED] = 0
+        self._cells[_DONE] += 1
+
+    @property
+    def started(self) -> int:
+        """Digest of the job whose code runs now; 0: none."""
+        return self._cells[_STARTED]
+
+    @property
+    def running_for(self) -> float:
+        """For how many seconds it has been running."""
+        return (time.monotonic_ns() - self._cells[_SINCE]) / 1e9 if self._cells[_STARTED] else 0.0
+
+    @property
+    def done(self) -> int:
+        """Jobs run by this incarnation."""
+        return self._cells[_DONE]
+
+
+class Slots:
+    """The whole mapping. Made by the supervisor before it forks; children inherit it."""
+
+    def __init__(self, count: int) -> None:
+        self._map = mmap.mmap(-1, count * _STRIDE * 8)
+        self._cells = memoryview(self._map).cast("Q")
+        self._slots = [Slot(self._cells[i * _STRIDE : (i + 1) * _STRIDE], i) for i in range(count)]
+
+    def __getitem__(self, index: int) -> Slot:
+        return self._slots[index]
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def used(self) -> list[Slot]:
+        """Slots that have a worker."""
+        return [slot for slot in self._slots if slot.phase != Phase.FREE and slot.worker is not None]

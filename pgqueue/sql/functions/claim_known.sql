@@ -1,0 +1,32 @@
+-- The part of claim that takes jobs put aside by workers that did not know their workflow. Straight from `waiting` to
+-- `running`: a way through `ready` would hand them to the same ignorant workers again.
+CREATE OR REPLACE FUNCTION pgqueue.claim_known(worker uuid, token bigint, queues text[], names text[], amount integer)
+RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb)
+LANGUAGE plpgsql VOLATILE
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM FROM pgqueue.waiting w WHERE w.kind = 'name' AND w.key = ANY (names) LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        SELECT w.ctid AS tid FROM pgqueue.waiting w
+          JOIN pgqueue.queue q ON q.name = w.queue AND NOT q.paused
+         WHERE w.kind = 'name' AND w.key = ANY (names) AND w.queue = ANY (queues)
+         LIMIT amount FOR UPDATE OF w SKIP LOCKED
+    ), gone AS (
+        DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING w.*
+    ), started AS (
+        INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at)
+        SELECT g.job_id, token, worker, g.queue, g.lane, nextval('pgqueue.position'), pgqueue.clock() FROM gone g
+        ON CONFLICT (job_id) DO NOTHING
+        RETURNING job_id, queue, lane, pos
+    )
+    SELECT s.job_id, j.name, j.input, s.queue, s.lane, s.pos, j.policy
+      FROM started s JOIN pgqueue.job j ON j.id = s.job_id;
+END
+$$;

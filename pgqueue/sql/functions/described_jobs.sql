@@ -1,0 +1,71 @@
+-- The rows of job that a JSON array of descriptions asks for, with the defaults of the registered workflow.
+-- Whatever is wrong with a description is said here, before anything is written.
+CREATE OR REPLACE FUNCTION pgqueue.described_jobs(jobs json) RETURNS SETOF pgqueue.job
+LANGUAGE plpgsql VOLATILE
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+DECLARE
+    allowed CONSTANT text[] := '{name,input,queue,id,job_id,priority,delay,run_at,key,retry,max_crashes,parent}';
+    limits pgqueue.installation;
+    stamp  timestamptz := pgqueue.clock();
+    job    pgqueue.job;
+    item   record;
+BEGIN
+    IF json_typeof(jobs) IS DISTINCT FROM 'array' THEN
+        PERFORM pgqueue.refuse('PQ004', 'jobs must be a JSON array of objects');
+    END IF;
+    PERFORM pgqueue.refuse('PQ004', format('%L is not an option of enqueue', k), 'Options: ' || array_to_string(allowed, ', '))
+       FROM json_array_elements(jobs) e, json_object_keys(e) k WHERE k <> ALL (allowed) LIMIT 1;
+    SELECT * INTO limits FROM pgqueue.installation WHERE only_row;
+    FOR item IN
+        SELECT g.*, w.name AS known, w.origin, w.queue AS usual_queue, w.priority AS usual_priority, w.key AS key_parameter,
+               q.name AS declared
+          FROM json_to_recordset(jobs) AS g(name text, input json, queue text, id text, job_id uuid, priority integer,
+                                            delay interval, run_at timestamptz, key text, retry jsonb, max_crashes integer,
+                                            parent uuid)
+          LEFT JOIN pgqueue.workflow w ON w.name = g.name
+          LEFT JOIN pgqueue.queue q ON q.name = coalesce(g.queue, w.queue)
+    LOOP
+        IF item.name IS NULL OR item.name !~ '^[A-Za-z0-9_.:-]{1,128}$' THEN
+            PERFORM pgqueue.refuse('PQ004', format('%L cannot be the name of a workflow', left(item.name, 200)),
+                                   'Names are 1 to 128 letters, digits and _ . : -');
+        ELSIF item.queue IS NULL AND item.known IS NULL THEN
+            PERFORM pgqueue.refuse('PQ001', format('no workflow %L is registered', item.name),
+                'Run "pgqueue migrate MODULE:APP" or start a worker to register it, or say which queue it goes to.');
+        ELSIF item.declared IS NULL THEN
+            PERFORM pgqueue.refuse('PQ002', format('there is no queue %L', coalesce(item.queue, item.usual_queue)),
+                'Declare it with App(queues=[Queue(...)]) and run "pgqueue migrate MODULE:APP".');
+        ELSIF coalesce(json_typeof(item.input), 'object') <> 'object' THEN
+            PERFORM pgqueue.refuse('PQ004', 'the input of a job must be a JSON object of parameter names and values');
+        ELSIF octet_length(item.input::text) > limits.max_bytes THEN
+            PERFORM pgqueue.refuse('PQ005',
+                format('the input has %s bytes, the limit is %s', octet_length(item.input::text), limits.max_bytes),
+                'Keep large data in a table of your own and pass its key.');
+        ELSIF item.priority NOT BETWEEN 0 AND 9 THEN
+            PERFORM pgqueue.refuse('PQ004', format('priority %s is not between 0 (first) and 9 (last)', item.priority));
+        ELSIF item.delay < interval '0' THEN
+            PERFORM pgqueue.refuse('PQ004', format('the delay %s is negative', item.delay));
+        ELSIF item.max_crashes < 1 THEN
+            PERFORM pgqueue.refuse('PQ004', format('max_crashes %s is less than 1', item.max_crashes));
+        ELSIF item.run_at IN ('infinity', '-infinity') OR item.run_at >= '9999-01-01' OR item.delay > interval '1000 years' THEN
+            PERFORM pgqueue.refuse('PQ004', 'a job can be due until the year 9999');
+        ELSIF octet_length(item.key) > 512 OR octet_length(item.id) NOT BETWEEN 1 AND 512 THEN
+            PERFORM pgqueue.refuse('PQ004', 'a key or id has 1 to 512 bytes');
+        ELSIF strpos(item.input::text, '\u') > 0 AND item.input::jsonb IS NULL THEN
+            NULL;                                            -- the cast refuses NUL and lone surrogates
+        END IF;
+        job.id := CASE WHEN item.id IS NULL THEN coalesce(item.job_id, pgqueue.new_id())
+                       ELSE pgqueue.derived_id(coalesce(item.origin, item.name), item.id) END;
+        job.name := item.name;
+        job.queue := item.declared;
+        job.priority := coalesce(item.priority, item.usual_priority, 5);
+        job.input := coalesce(item.input::text, '{}');
+        job.key := coalesce(item.key, item.input ->> item.key_parameter);
+        job.policy := nullif(jsonb_strip_nulls(jsonb_build_object('retry', item.retry, 'max_crashes', item.max_crashes)), '{}');
+        job.run_at := CASE WHEN item.delay IS NULL THEN item.run_at ELSE coalesce(item.run_at, stamp) + item.delay END;
+        job.parent := item.parent;
+        job.created_at := stamp;
+        RETURN NEXT job;
+    END LOOP;
+END
+$$;

@@ -1,0 +1,49 @@
+-- Insert jobs IN THE CALLER'S TRANSACTION: they exist if and only if it commits. Takes a JSON array of objects
+-- {"name": ..., "input": {...}, "queue", "id", "priority", "delay", "run_at", "key", "retry", "max_crashes"} and returns
+-- the ids in the same order. The same id with the same name and input is the same job; with other content it is an error.
+CREATE OR REPLACE FUNCTION pgqueue.enqueue_workflows(jobs json) RETURNS SETOF uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+DECLARE
+    wanted  pgqueue.job[];
+    created bigint;
+    other   record;
+BEGIN
+    PERFORM pgqueue.durable_commit();
+    SELECT array_agg(d) INTO wanted FROM pgqueue.described_jobs(jobs) d;
+    LOOP
+        WITH fresh AS (
+            INSERT INTO pgqueue.job SELECT w.* FROM unnest(wanted) w
+            ON CONFLICT (id) DO NOTHING
+            RETURNING id, queue, priority, run_at
+        ), now_due AS (
+            INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
+            SELECT f.queue, 2 * f.priority + 1, nextval('pgqueue.position'), f.id
+              FROM fresh f WHERE f.run_at IS NULL OR f.run_at <= pgqueue.clock()
+        ), later AS (
+            INSERT INTO pgqueue.scheduled (job_id, run_at, queue, lane)
+            SELECT f.id, f.run_at, f.queue, 2 * f.priority + 1
+              FROM fresh f WHERE f.run_at > pgqueue.clock()
+        )
+        SELECT count(*) INTO created FROM fresh;
+        EXIT WHEN created = coalesce(cardinality(wanted), 0);
+        -- Some ids existed: they must be the same jobs. One that was pruned in between is inserted in another round.
+        SELECT w.id, w.name, j.id IS NULL AS gone, j.name AS present INTO other
+          FROM unnest(wanted) w LEFT JOIN pgqueue.job j ON j.id = w.id
+         WHERE j.id IS NULL OR j.name <> w.name OR j.input::jsonb <> w.input::jsonb
+         ORDER BY j.id IS NULL LIMIT 1;
+        EXIT WHEN NOT FOUND OR (other.gone AND current_setting('transaction_isolation') <> 'read committed');
+        IF NOT other.gone THEN
+            PERFORM pgqueue.refuse('PQ003', format('job %s exists with another name or input (%s)', other.id, other.present),
+                'The same id means the same job: use another id, or enqueue the same workflow with the same input.');
+        END IF;
+    END LOOP;
+    IF created > 0 THEN
+        PERFORM pgqueue.wake_idle();
+    END IF;
+    RETURN QUERY SELECT w.id FROM unnest(wanted) w;
+END
+$$;

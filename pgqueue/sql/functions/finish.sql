@@ -1,0 +1,22 @@
+-- End a job inside the transaction of its only step: its writes and its outcome are one commit. The delete is a fence of
+-- its own; false: the claim is lost. An outcome that exists already is a unique violation, and nothing commits.
+CREATE OR REPLACE FUNCTION pgqueue.finish(job uuid, token bigint, result text, xid xid8) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+AS $$
+BEGIN
+    IF pg_current_xact_id_if_assigned() IS DISTINCT FROM xid THEN
+        PERFORM pgqueue.refuse('PQ008', 'the job ended the transaction it was given, so its outcome cannot commit with its writes',
+            'Leave COMMIT and ROLLBACK to pgqueue; use savepoints (with tx.transaction()) inside a transaction.');
+    END IF;
+    PERFORM pgqueue.durable_commit();
+    DELETE FROM pgqueue.running r WHERE r.job_id = job AND r.claim = token;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO pgqueue.outcome (job_id, status, result, claim, finished_at)
+    VALUES (job, 'succeeded', finish.result, token, pgqueue.clock());
+    DELETE FROM pgqueue.cancel_request c WHERE c.job_id = job;
+    RETURN true;
+END
+$$;

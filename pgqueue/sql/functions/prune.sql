@@ -1,0 +1,39 @@
+-- Delete up to `amount` ended jobs, with all their facts, that ended longer ago than `older` with one of these statuses.
+-- Starts from the outcome (requeue goes through the same gate), and never takes a child whose parent still lives.
+-- Returns how many went: fewer than `amount` means that nothing is left to do.
+CREATE OR REPLACE FUNCTION pgqueue.prune(statuses text[], older interval, amount integer) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    pruned bigint;
+BEGIN
+    PERFORM pgqueue.assert_read_committed();
+    IF older < interval '0' THEN
+        PERFORM pgqueue.refuse('PQ004', format('the age %s is negative', older));
+    END IF;
+    WITH old AS MATERIALIZED (
+        SELECT o.ctid AS tid FROM pgqueue.outcome o
+          JOIN pgqueue.job j ON j.id = o.job_id
+          LEFT JOIN pgqueue.job p ON p.id = j.parent
+          LEFT JOIN pgqueue.outcome po ON po.job_id = j.parent
+         WHERE o.finished_at < pgqueue.clock_bound() - older AND o.status = ANY (statuses)
+           AND (p.id IS NULL OR po.job_id IS NOT NULL)
+         ORDER BY o.finished_at LIMIT amount FOR UPDATE OF o SKIP LOCKED
+    ), gone AS (
+        DELETE FROM pgqueue.outcome o WHERE o.ctid = ANY (ARRAY(SELECT x.tid FROM old x)) RETURNING o.job_id
+    ), ids AS MATERIALIZED (
+        SELECT array_agg(g.job_id) AS list FROM gone g
+    ), checkpoints AS (
+        DELETE FROM pgqueue.checkpoint c WHERE c.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
+    ), attempts AS (
+        DELETE FROM pgqueue.attempt a WHERE a.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
+    ), requests AS (
+        DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
+    ), jobs AS (
+        DELETE FROM pgqueue.job j WHERE j.id = ANY ((SELECT i.list FROM ids i)::uuid[])
+    )
+    SELECT count(*) INTO pruned FROM gone;
+    RETURN pruned;
+END
+$$;

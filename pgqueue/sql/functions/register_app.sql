@@ -1,0 +1,25 @@
+-- Makes the queues and workflows of an App known to SQL producers. The queue rows belong to the operators: an existing
+-- one is left as it is. Called by "pgqueue migrate MODULE:APP" and by every starting worker.
+CREATE OR REPLACE FUNCTION pgqueue.register_app(queues json, workflows json) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    INSERT INTO pgqueue.queue (name, created_at)
+    SELECT q.name, pgqueue.clock() FROM json_to_recordset(queues) AS q(name text) ORDER BY q.name
+    ON CONFLICT DO NOTHING;
+
+    INSERT INTO pgqueue.workflow AS old (name, origin, kind, queue, priority, max_crashes, key, registered_at)
+    SELECT w.name,
+           coalesce((SELECT o.origin FROM pgqueue.workflow o JOIN json_array_elements_text(w.aliases) a ON a = o.name
+                      ORDER BY o.registered_at LIMIT 1), w.aliases ->> 0, w.name),
+           w.kind, w.queue, w.priority, w.max_crashes, w.key, pgqueue.clock()
+      FROM json_to_recordset(workflows) AS w(name text, aliases json, kind text, queue text, priority smallint,
+                                             max_crashes integer, key text)
+     ORDER BY w.name
+    ON CONFLICT (name) DO UPDATE
+       SET kind = excluded.kind, queue = excluded.queue, priority = excluded.priority,
+           max_crashes = excluded.max_crashes, key = excluded.key
+     WHERE (old.kind, old.queue, old.priority, old.max_crashes, old.key)
+           IS DISTINCT FROM (excluded.kind, excluded.queue, excluded.priority, excluded.max_crashes, excluded.key);
+END
+$$;

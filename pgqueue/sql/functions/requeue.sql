@@ -1,0 +1,35 @@
+-- Run ended jobs again, from where they stopped: their outcome goes, and of their checkpoints exactly those whose error
+-- ended them. Answers per job: requeued, succeeded (it stays so), active (it has not ended), unknown.
+CREATE OR REPLACE FUNCTION pgqueue.requeue(jobs uuid[]) RETURNS TABLE (job_id uuid, answer text)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    again uuid[];
+BEGIN
+    PERFORM pgqueue.assert_read_committed();
+    PERFORM pgqueue.durable_commit();
+    WITH ended AS (
+        DELETE FROM pgqueue.outcome o WHERE o.job_id = ANY (jobs) AND o.status <> 'succeeded' RETURNING o.*
+    ), forgotten AS (
+        DELETE FROM pgqueue.checkpoint c USING ended e WHERE c.job_id = e.job_id AND c.seq = ANY (e.failed_seqs)
+    ), recorded AS (
+        INSERT INTO pgqueue.attempt (job_id, kind, checkpoints, error, ended_at)
+        SELECT e.job_id, 'requeue', (SELECT count(*) FROM pgqueue.checkpoint c WHERE c.job_id = e.job_id), e.error, pgqueue.clock()
+          FROM ended e
+    ), unasked AS (
+        DELETE FROM pgqueue.cancel_request c USING ended e WHERE c.job_id = e.job_id
+    ), back AS (
+        INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
+        SELECT j.queue, 2 * j.priority, nextval('pgqueue.position'), j.id FROM ended e JOIN pgqueue.job j ON j.id = e.job_id
+    )
+    SELECT coalesce(array_agg(e.job_id), '{}') INTO again FROM ended e;
+    PERFORM pgqueue.wake_idle();
+    RETURN QUERY
+    SELECT g.id, CASE WHEN g.id = ANY (again) THEN 'requeued' WHEN j.id IS NULL THEN 'unknown'
+                      ELSE coalesce(o.status, 'active') END
+      FROM unnest(jobs) g(id)
+      LEFT JOIN pgqueue.job j ON j.id = g.id
+      LEFT JOIN pgqueue.outcome o ON o.job_id = g.id;
+END
+$$;

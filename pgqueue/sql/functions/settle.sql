@@ -1,0 +1,82 @@
+-- End many claims at once. how[i] says what becomes of job i:
+--   succeeded, failed, cancelled   an outcome             release   back to ready, nothing counted
+--   retry                          due again after its delay, with an attempt row
+-- seen[i] is the last checkpoint that the run saw (0: none); details[i] is JSON for what did not succeed:
+-- {"error": {...}, "seq": the step, "delay": seconds, "failed_seqs": [...]}.
+--
+-- Returns only the jobs that were NOT settled: `lost` (the claim is gone: discard the result) or `busy` (a session of the
+-- job still holds it: send it again). Sending the same settlement twice is safe. Rows that are locked are skipped, so that
+-- a batch never waits for one stuck step.
+CREATE OR REPLACE FUNCTION pgqueue.settle(
+    jobs uuid[], tokens bigint[], how text[], results text[], seen integer[], details json[])
+RETURNS TABLE (job_id uuid, answer text)
+LANGUAGE plpgsql VOLATILE
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    settled uuid[];
+    stamp   timestamptz := pgqueue.clock();
+BEGIN
+    PERFORM pgqueue.assert_read_committed();
+    PERFORM pgqueue.durable_commit();
+    WITH held AS MATERIALIZED (
+        SELECT r.ctid AS tid, r.*, g.result, g.detail,
+               CASE WHEN g.how IN ('retry', 'release') AND c.job_id IS NOT NULL THEN 'cancelled' ELSE g.how END AS how
+          FROM unnest(jobs, tokens, how, results, seen, details) AS g(job_id, token, how, result, seen, detail)
+          JOIN pgqueue.running r ON r.job_id = g.job_id AND r.claim = g.token
+          LEFT JOIN pgqueue.cancel_request c ON c.job_id = g.job_id
+          LEFT JOIN pgqueue.checkpoint k ON k.job_id = g.job_id AND k.seq = nullif(g.seen, 0)
+         WHERE g.seen = 0 OR k.job_id IS NOT NULL
+         ORDER BY r.job_id
+           FOR UPDATE OF r SKIP LOCKED
+    ), attempts AS (
+        INSERT INTO pgqueue.attempt (job_id, claim, seq, kind, checkpoints, error, worker, host, started_at, ended_at)
+        SELECT h.job_id, h.claim, (h.detail ->> 'seq')::integer, 'error',
+               (SELECT count(*) FROM pgqueue.checkpoint c WHERE c.job_id = h.job_id),
+               h.detail ->> 'error', h.worker, w.host, h.started_at, stamp
+          FROM held h LEFT JOIN pgqueue.worker w ON w.id = h.worker
+         WHERE h.detail ->> 'error' IS NOT NULL
+    ), ended AS (
+        INSERT INTO pgqueue.outcome (job_id, status, result, error, failed_seqs, claim, finished_at)
+        SELECT h.job_id, h.how, h.result, h.detail ->> 'error',
+               ARRAY(SELECT s::integer FROM json_array_elements_text(h.detail -> 'failed_seqs') s), h.claim, stamp
+          FROM held h WHERE h.how IN ('succeeded', 'failed', 'cancelled')
+        ON CONFLICT (job_id) DO NOTHING
+        RETURNING job_id
+    ), honoured AS (
+        DELETE FROM pgqueue.cancel_request c
+         WHERE c.job_id = ANY (ARRAY(SELECT h.job_id FROM held h WHERE h.how IN ('succeeded', 'failed', 'cancelled')))
+    ), back AS (
+        INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
+        SELECT h.queue, h.lane - h.lane % 2, nextval('pgqueue.position'), h.job_id
+          FROM held h WHERE h.how = 'release' OR (h.how = 'retry' AND (h.detail ->> 'delay')::float8 <= 0)
+    ), later AS (
+        INSERT INTO pgqueue.scheduled (job_id, run_at, queue, lane)
+        SELECT h.job_id, stamp + make_interval(secs => (h.detail ->> 'delay')::float8), h.queue, h.lane - h.lane % 2
+          FROM held h WHERE h.how = 'retry' AND (h.detail ->> 'delay')::float8 > 0
+    ), forgotten AS (                                        -- a workflow tried again runs its failed steps again
+        DELETE FROM pgqueue.checkpoint c USING held h
+         WHERE h.how = 'retry' AND c.job_id = h.job_id
+           AND c.seq = ANY (ARRAY(SELECT s::integer FROM json_array_elements_text(h.detail -> 'failed_seqs') s))
+    ), gone AS (
+        DELETE FROM pgqueue.running r WHERE r.ctid = ANY (ARRAY(SELECT h.tid FROM held h))
+    ), conflicts AS (
+        SELECT nextval('pgqueue.conflict')
+          FROM generate_series(1, (SELECT count(*) FROM held h WHERE h.how IN ('succeeded', 'failed', 'cancelled'))
+                                  - (SELECT count(*) FROM ended))
+    )
+    SELECT array_agg(h.job_id) INTO settled FROM held h
+     WHERE (SELECT count(*) FROM conflicts) >= 0;
+
+    IF coalesce(cardinality(settled), 0) < cardinality(jobs) THEN
+        RETURN QUERY
+        SELECT g.job_id, CASE WHEN r.job_id IS NOT NULL AND pgqueue.continues(g.job_id, g.seen) THEN 'busy' ELSE 'lost' END
+          FROM unnest(jobs, tokens, seen) AS g(job_id, token, seen)
+          LEFT JOIN pgqueue.running r ON r.job_id = g.job_id AND r.claim = g.token
+          LEFT JOIN pgqueue.outcome o ON o.job_id = g.job_id AND o.claim = g.token
+         WHERE g.job_id <> ALL (coalesce(settled, '{}')) AND o.job_id IS NULL;
+    END IF;
+END
+$$;

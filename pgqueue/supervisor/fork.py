@@ -1,0 +1,69 @@
+"""Forking a child that obeys its supervisor and never outlives it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+
+log = logging.getLogger(__name__)
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+#: Signals that a terminal or a service manager sends to the whole group. Children obey their supervisor alone. A handler that
+#: does nothing, not SIG_IGN: programs that a job starts must not inherit deafness.
+_ABSORBED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def fork(run: Callable[[], int], close: Iterable[int], dies_with_us: bool) -> int:
+    """Fork a child that does ``run()`` and exits with its value. The pid.
+
+    ``close``: descriptors that are not for the child. ``dies_with_us``: the kernel kills it when this process dies.
+    """
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no signal between fork and the child's own handlers
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _child(run, close, parent if dies_with_us else 0)  # does not return
+    finally:
+        if os.getpid() == parent:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+    return pid
+
+
+def _child(run: Callable[[], int], close: Iterable[int], parent: int) -> None:
+    code = 70
+    try:
+        os.setpgid(0, 0)  # so that a job's own children can be killed with it
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_DFL)
+        for number in _ABSORBED:
+            signal.signal(number, lambda *_: None)
+        if parent and _libc is not None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(0)
+        for descriptor in close:
+            os.close(descriptor)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+        gc.enable()
+        code = run()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:  # noqa: BLE001 -- the last line of a process
+        log.critical("%s", traceback.format_exc())
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)  # no exit handlers that were made for another process

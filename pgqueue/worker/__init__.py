@@ -1,0 +1,1 @@
+"""A worker process: claims jobs, runs them, settles them."""
