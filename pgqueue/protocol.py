@@ -105,9 +105,9 @@ def claim(
     )
 
 
-def position_now() -> Call[int]:
+def newest_position() -> Call[int]:
     """The position that was last given out."""
-    return Call("SELECT pgqueue.position_now()", (), _first)
+    return Call("SELECT pgqueue.newest_position()", (), _first)
 
 
 def settle(batch: Sequence[Settlement]) -> Call[dict[str, str]]:

@@ -33,11 +33,19 @@ class StepCursor(psycopg.Cursor[Any]):
     """Refuses statements that control the transaction. Always speaks the extended protocol, in which the server refuses
     several statements in one string: so looking at the first word is enough."""
 
+    def _maybe_prepare_gen(self, pgq: Any, **how: Any) -> Any:
+        _guard(pgq.query)
+        return super()._maybe_prepare_gen(pgq, **how)
+
     def _execute_send(self, query: Any, *, force_extended: bool = False, binary: bool | None = None) -> None:
-        text = query.query
-        if _CONTROL.match(text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)):
-            _refuse(text.decode("utf-8", "replace").strip()[:40])
+        _guard(query.query)
         super()._execute_send(query, force_extended=True, binary=binary)
+
+
+def _guard(statement: bytes) -> None:
+    text = bytes(statement).decode("utf-8", "replace")
+    if _CONTROL.match(text):
+        _refuse(text.strip()[:40])
 
 
 class StepConnection(psycopg.Connection[Any]):

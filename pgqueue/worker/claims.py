@@ -189,7 +189,7 @@ class Claims(threading.Thread):
                 self._rounds += 1
                 self._slot.announce(token)
                 failpoint("claim.before")
-                newest = database.send(conn, protocol.position_now())
+                newest = database.send(conn, protocol.newest_position())
                 claimed = database.send(
                     conn,
                     protocol.claim(

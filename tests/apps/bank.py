@@ -1,0 +1,95 @@
+"""The application that tests kill: accounts, and effects that are written down where duplicates would show."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from pgqueue import App, Queue, Retry, current
+
+app = App(queues=[Queue("payments")])
+
+TABLES = """
+CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL);
+INSERT INTO account SELECT g, 0 FROM generate_series(1, 20) g;
+CREATE TABLE effect (step_key text NOT NULL, xid xid8 NOT NULL, account int, amount int);  -- no unique constraint: doubles must show
+"""
+
+
+def write_outside(line: str) -> None:
+    """An effect outside of the database: a line in a file, in one write."""
+    descriptor = os.open(os.environ["BANK_FILE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(descriptor, line.encode() + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def outside() -> list[str]:
+    path = Path(os.environ["BANK_FILE"])
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@app.transaction(max_crashes=1000)
+def credit(tx: psycopg.Connection[Any], account: int, amount: int) -> int:
+    tx.execute("UPDATE account SET balance = balance + %s WHERE id = %s", (amount, account))
+    tx.execute("INSERT INTO effect VALUES (%s, pg_current_xact_id(), %s, %s)", (current().step_key, account, amount))
+    return amount
+
+
+@app.step(max_crashes=1000)
+def notify(account: int) -> str:
+    write_outside(current().step_key)
+    return f"told {account}"
+
+
+@app.workflow(queue="payments", max_crashes=1000)
+def deposit(account: int, amount: int) -> str:
+    credit(account, amount)
+    told = notify(account)
+    credit(account, -amount + 1)
+    return told
+
+
+@app.workflow(max_crashes=1000)
+def slow(seconds: float) -> str:
+    nap(seconds)
+    return "awake"
+
+
+@app.step
+def nap(seconds: float) -> None:
+    write_outside("nap " + current().step_key)
+    time.sleep(seconds)
+
+
+@app.transaction(max_crashes=1000)
+def slow_credit(tx: psycopg.Connection[Any], account: int, amount: int, seconds: float) -> None:
+    credit(account, amount)
+    write_outside("in transaction")
+    time.sleep(seconds)
+
+
+@app.step
+def noop() -> None:
+    pass
+
+
+@app.step(retry=Retry(3, backoff=0.05))
+def flaky(fail: int) -> int:
+    """Fails so many times."""
+    write_outside("flaky " + current().step_key)
+    done = outside().count("flaky " + current().step_key)
+    if done <= fail:
+        raise RuntimeError(f"failure {done}")
+    return done
+
+
+@app.workflow
+def suicidal() -> None:
+    """Kills its worker whenever it runs."""
+    os.kill(os.getpid(), 9)

@@ -1,0 +1,95 @@
+"""One PostgreSQL for all tests, and a fresh database for each."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgqueue import migrate
+from pgqueue.database import connect
+from pgqueue.embedded import Embedded
+from tests.support import Server, Workers, database_of
+
+#: The server that the tests crash and restart, and what makes that quick without making it untrue.
+SETTINGS = {
+    "max_connections": "200",
+    "wal_level": "logical",
+    "max_wal_size": "4GB",
+    "checkpoint_timeout": "1h",
+    "autovacuum_naptime": "10s",
+}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """PGQUEUE_TEST_DSN, or a server of our own (which the test may then also stop and start)."""
+    given = os.environ.get("PGQUEUE_TEST_DSN")
+    if given:
+        yield Server(given, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="pgqueue-tests-", ignore_cleanup_errors=True) as home:
+        embedded = Embedded(Path(home) / "data", settings=SETTINGS)
+        dsn = embedded.start()
+        try:
+            yield Server(dsn, embedded)
+        finally:
+            embedded.remove()
+
+
+@pytest.fixture(scope="session")
+def template(server: Server) -> str:
+    """The name of a migrated database to copy."""
+    name = "pgqueue_template"
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        conn.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        conn.execute(f"CREATE DATABASE {name}")
+    with connect(database_of(server.dsn, name), "tests") as conn:
+        migrate.migrate(conn)
+    return name
+
+
+_count = 0
+
+
+@pytest.fixture
+def dsn(server: Server, template: str) -> Iterator[str]:
+    """A fresh database with the schema installed."""
+    yield from _database(server, f"TEMPLATE {template}")
+
+
+@pytest.fixture
+def empty_dsn(server: Server) -> Iterator[str]:
+    """A fresh database without the schema."""
+    yield from _database(server, "")
+
+
+def _database(server: Server, how: str) -> Iterator[str]:
+    global _count
+    _count += 1
+    name = f"pgqueue_test_{os.getpid()}_{_count}"
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name} {how}")
+    yield database_of(server.dsn, name)
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def conn(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """An autocommit connection to the fresh database."""
+    with connect(dsn, "tests") as conn:
+        yield conn
+
+
+@pytest.fixture
+def workers(dsn: str, tmp_path: Path) -> Iterator[Workers]:
+    """Starts real ``pgqueue work`` processes, and leaves none behind."""
+    started = Workers(dsn, tmp_path)
+    yield started
+    started.stop_all()

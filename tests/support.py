@@ -1,0 +1,188 @@
+"""What several tests need: waiting for conditions, worker processes, and running jobs in this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import conninfo
+
+from pgqueue import App, protocol
+from pgqueue.database import connect, run
+from pgqueue.embedded import Embedded
+from pgqueue.ids import Process, new_token
+from pgqueue.model import ClaimedJob, Settlement
+from pgqueue.runtime.run import JobRun
+from pgqueue.runtime.session import Session
+
+T = TypeVar("T")
+ROOT = Path(__file__).parent.parent
+
+
+def wait_for(condition: Callable[[], T], seconds: float = 60, what: str = "") -> T:
+    """The condition's first true value. Fails after the deadline, which is ten times what is promised."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what or condition.__name__}")
+        time.sleep(0.01)
+
+
+def database_of(dsn: str, name: str) -> str:
+    """The same server, another database."""
+    return conninfo.make_conninfo(dsn, dbname=name)
+
+
+@dataclass
+class Server:
+    """The PostgreSQL under test. ``embedded`` is None where it was given, and must not be stopped."""
+
+    dsn: str
+    embedded: Embedded | None
+
+
+class Work:
+    """One ``pgqueue work`` process with its children."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self.pid = process.pid
+        self._log = log
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def children(self) -> list[int]:
+        """All child processes, the housekeeper among them."""
+        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        try:
+            return [int(pid) for pid in path.read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = 60) -> int:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"pgqueue work still runs after {seconds} s\n{self.log()}") from None
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+class Workers:
+    """Starts ``pgqueue work`` processes for one database."""
+
+    def __init__(self, dsn: str, tmp_path: Path) -> None:
+        self._dsn = dsn
+        self._tmp = tmp_path
+        self._started: list[Work] = []
+
+    def start(self, target: str = "tests.apps.bank:app", *options: str, env: dict[str, str] | None = None) -> Work:
+        log = self._tmp / f"work-{len(self._started)}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pgqueue", "work", target, *options],
+                env={**os.environ, "PGQUEUE_DSN": self._dsn, **(env or {})},
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        work = Work(process, log)
+        self._started.append(work)
+        return work
+
+    def burst(self, target: str = "tests.apps.bank:app", *options: str, env: dict[str, str] | None = None) -> Work:
+        """Run until nothing is left to do."""
+        work = self.start(target, "--burst", *options, env=env)
+        code = work.wait(120)
+        assert code == 0, work.log()
+        return work
+
+    def stop_all(self) -> None:
+        for work in self._started:
+            if work.process.poll() is None:
+                for pid in [*work.children(), work.pid]:
+                    try:
+                        os.kill(pid, signal.SIGCONT)
+                        os.kill(pid, signal.SIGKILL)
+                    except ProcessLookupError:
+                        pass
+            work.process.wait()
+
+
+class Hand:
+    """A worker by hand: claims and settles on one connection, runs jobs in this process. No second implementation: the verbs and
+    the runtime are the real ones, only the processes are missing."""
+
+    def __init__(self, app: App, dsn: str) -> None:
+        self.app = app
+        self.dsn = dsn
+        self.id = str(uuid.uuid4())
+        self.conn = connect(dsn, f"pgqueue:{self.id}:claims")
+        run(self.conn, app.registration())
+        run(self.conn, protocol.register_worker(self.id, Process.of(os.getpid())))
+        self.session = Session(dsn, self.id)
+
+    def claim(self, amount: int = 100, names: Sequence[str] | None = None) -> list[ClaimedJob]:
+        queues = list(self.app.queues)
+        known = list(self.app.functions) if names is None else list(names)
+        hints = [0] * 20 * len(queues)
+        return [job for job, _ in run(self.conn, protocol.claim(self.id, new_token(), queues, known, amount, hints))]
+
+    def run(self, job: ClaimedJob) -> Settlement | None:
+        return JobRun(self.app, job, self.session, 1 << 20).execute()
+
+    def settle(self, *settlements: Settlement) -> dict[str, str]:
+        return run(self.conn, protocol.settle(settlements))
+
+    def drain(self, due_now: bool = True) -> int:
+        """Run everything until nothing is ready. With ``due_now`` what is scheduled counts as due."""
+        count = 0
+        while True:
+            if due_now:
+                self.conn.execute("UPDATE pgqueue.scheduled SET run_at = clock_timestamp() - interval '1 second'")
+                run(self.conn, protocol.promote(1000))
+            jobs = self.claim()
+            if not jobs:
+                return count
+            for job in jobs:
+                settlement = self.run(job)
+                if settlement is not None:
+                    answers = self.settle(settlement)
+                    assert answers == {}, answers
+                count += 1
+
+    def close(self) -> None:
+        self.session.discard()
+        self.conn.close()
+
+
+def violations(conn: psycopg.Connection[Any]) -> list[Any]:
+    """Jobs that are not in exactly one place. And no conflict was ever counted."""
+    assert conn.execute("SELECT is_called FROM pgqueue.conflict").fetchone() == (False,)
+    return conn.execute("SELECT * FROM pgqueue.violations").fetchall()
+
+
+def states(conn: psycopg.Connection[Any]) -> dict[str, int]:
+    """How many jobs are in each state."""
+    return dict(conn.execute("SELECT state, count(*) FROM pgqueue.jobs GROUP BY state").fetchall())
