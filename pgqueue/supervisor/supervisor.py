@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SPARE_SLOTS = 64
 RESPAWN_FIRST, RESPAWN_LONGEST = 0.1, 30.0  # seconds
-STABLE_AFTER = 10.0  # seconds of life after which a death is not counted as a failed start
+STABLE_AFTER = 10.0  # seconds of life, or one finished job, after which a death says nothing about the next start
 BOOT_FAILURES = 5  # in a row, by workers that never got to work: a crash loop
 FAREWELL = 5.0  # seconds for the housekeeper to give the last jobs back
 
@@ -247,16 +247,18 @@ class Supervisor:
         place.child = None
         asked_to_go = self._draining and code == 0
         charged = not child.ended_by_us and not asked_to_go
-        started_work = place.slot.phase != Phase.BOOTING
+        booted, worked = place.slot.phase != Phase.BOOTING, place.slot.done > 0
         death = Death(child.worker, place.slot.started if charged else 0, _describe(code) if charged else None)
         place.slot.free()
         log.log(logging.WARNING if charged else logging.INFO, "worker %s ended: %s", child.worker, _describe(code))
         self._deaths[death.worker] = death
         self._tell(death)
-        lived = time.monotonic() - child.born
-        place.delay = RESPAWN_FIRST if lived > STABLE_AFTER else min(RESPAWN_LONGEST, place.delay * 2)
-        place.next_start = time.monotonic() + (0 if started_work and lived > 1 else place.delay)
-        self._boot_failures = 0 if started_work else self._boot_failures + 1
+        if worked or time.monotonic() - child.born > STABLE_AFTER:
+            place.delay, place.next_start = RESPAWN_FIRST, 0.0
+        else:
+            place.next_start = time.monotonic() + place.delay
+            place.delay = min(RESPAWN_LONGEST, place.delay * 2)
+        self._boot_failures = 0 if booted else self._boot_failures + 1
         if self._boot_failures >= BOOT_FAILURES and not self._draining:
             log.error("no worker can start (%d failures in a row), giving up", self._boot_failures)
             self.drain()
