@@ -12,8 +12,9 @@ import psycopg
 import pytest
 
 from pgqueue import migrate
-from pgqueue.database import connect
+from pgqueue.database import connect, run
 from pgqueue.embedded import Embedded
+from tests.apps import bank
 from tests.support import Server, Workers, database_of
 
 #: The server that the tests crash and restart, and what makes that quick without making it untrue.
@@ -93,3 +94,21 @@ def workers(dsn: str, tmp_path: Path) -> Iterator[Workers]:
     started = Workers(dsn, tmp_path)
     yield started
     started.stop_all()
+
+
+@pytest.fixture
+def bank_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "outside.txt"
+    monkeypatch.setenv("BANK_FILE", str(path))
+    return path
+
+
+@pytest.fixture
+def bank_db(
+    dsn: str, conn: psycopg.Connection[Any], bank_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[psycopg.Connection[Any]]:
+    monkeypatch.setenv("PGQUEUE_DSN", dsn)
+    conn.execute(bank.TABLES)  # type: ignore[arg-type]
+    run(conn, bank.app.registration())
+    yield conn
+    bank.app.close()

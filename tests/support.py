@@ -186,3 +186,24 @@ def violations(conn: psycopg.Connection[Any]) -> list[Any]:
 def states(conn: psycopg.Connection[Any]) -> dict[str, int]:
     """How many jobs are in each state."""
     return dict(conn.execute("SELECT state, count(*) FROM pgqueue.jobs GROUP BY state").fetchall())
+
+
+def worker_pids(conn: psycopg.Connection[Any], work: Work) -> list[int]:
+    """Worker processes (not the housekeeper) of this supervisor."""
+    registered = {row[0] for row in conn.execute("SELECT pid FROM pgqueue.workers WHERE fenced_at IS NULL")}
+    return [pid for pid in work.children() if pid in registered]
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> bool:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

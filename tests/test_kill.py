@@ -7,7 +7,6 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +15,7 @@ import pytest
 
 from pgqueue.database import connect
 from tests.apps import bank
-from tests.support import Server, Work, Workers, states, violations, wait_for
-
-
-@pytest.fixture
-def bank_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "outside.txt"
-    monkeypatch.setenv("BANK_FILE", str(path))
-    return path
-
-
-@pytest.fixture
-def bank_db(dsn: str, conn: psycopg.Connection[Any], bank_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection[Any]]:
-    monkeypatch.setenv("PGQUEUE_DSN", dsn)
-    conn.execute(bank.TABLES)  # type: ignore[arg-type]
-    from pgqueue.database import run
-
-    run(conn, bank.app.registration())
-    yield conn
-    bank.app.close()
-
-
-def worker_pids(conn: psycopg.Connection[Any], work: Work) -> list[int]:
-    """Worker processes (not the housekeeper) of this supervisor."""
-    registered = {row[0] for row in conn.execute("SELECT pid FROM pgqueue.workers WHERE fenced_at IS NULL")}
-    return [pid for pid in work.children() if pid in registered]
-
-
-def kill(pid: int, number: int = signal.SIGKILL) -> bool:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return False
-    return True
+from tests.support import Server, Workers, kill, states, stopped, violations, wait_for, worker_pids
 
 
 def check_ledger(conn: psycopg.Connection[Any], jobs: int) -> None:
@@ -101,7 +68,9 @@ def test_200_kills_over_5000_jobs(bank_db: psycopg.Connection[Any], workers: Wor
     assert again <= killed + 4 * supervisors, "a kill repeats at most the one step that it hit"
 
 
-@pytest.mark.parametrize("point", ["transaction.fenced", "transaction.user_code_done", "transaction.checkpointed", "transaction.committing"])
+@pytest.mark.parametrize(
+    "point", ["transaction.fenced", "transaction.user_code_done", "transaction.checkpointed", "transaction.committing"]
+)
 def test_a_worker_stopped_in_a_transaction_past_its_lease_changes_nothing(
     bank_db: psycopg.Connection[Any], workers: Workers, point: str, tmp_path: Path
 ) -> None:
@@ -127,14 +96,9 @@ def test_a_worker_stopped_in_a_transaction_past_its_lease_changes_nothing(
     check_ledger(bank_db, 1)
 
 
-def stopped(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def test_postgres_crashes_and_comes_back_under_load(server: Server, bank_db: psycopg.Connection[Any], dsn: str, workers: Workers) -> None:
+def test_postgres_crashes_and_comes_back_under_load(
+    server: Server, bank_db: psycopg.Connection[Any], dsn: str, workers: Workers
+) -> None:
     if server.embedded is None:
         pytest.skip("the server was given: it is not ours to stop")
     jobs = 2000

@@ -65,13 +65,14 @@ class StepConnection(psycopg.Connection[Any]):
         self.cursor_factory = StepCursor
         self.engine_execute("BEGIN ISOLATION LEVEL " + isolation)
 
-    def engine_rollback(self) -> None:
-        """Back to no transaction, or to a closed connection."""
+    def engine_rollback(self) -> bool:
+        """Back to no transaction. False: the connection is lost, and closed."""
         try:
             if self.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
                 self.engine_execute("ROLLBACK")
         except psycopg.Error:
             self.engine_close()
+        return not self.closed
 
     def engine_close(self) -> None:
         """Really close."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from pgqueue import protocol
 from pgqueue.database import is_lost, is_transient
@@ -94,23 +95,18 @@ def _commit(conn: StepConnection, closing: protocol.Call[Any]) -> None:
 
 def _leave(run: JobRun, conn: StepConnection, error: BaseException) -> NoReturn:
     """Out of a transaction that did not end well: roll it back, and say what the error means."""
-    # A database error may also come from another connection that the user's code has: then this one has not failed.
-    failed = conn.closed or conn.in_error or is_idle(conn)
-    if conn.closed or (failed and is_lost(error)):
-        raise Restart from error
-    conn.engine_rollback()
+    # A database error may also come from another connection that the user's code has: then this one is still in its transaction.
+    untouched = conn.pgconn.transaction_status == TransactionStatus.INTRANS
+    rolled_back = conn.engine_rollback()
     if isinstance(error, ClaimLost):
         run.session.discard()
-    if failed and is_transient(error):
+    elif not rolled_back or (is_lost(error) and not untouched):
+        raise Restart from error
+    elif is_transient(error) and not untouched:
         raise Conflict from error
-    if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name in _ANOTHER_RUN:
+    elif isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name in _ANOTHER_RUN:
         raise Restart from error  # somebody else stored this step: forget, and read what they stored
     raise error
 
 
 _ANOTHER_RUN = ("checkpoint_pkey", "outcome_pkey")
-
-
-def is_idle(conn: StepConnection) -> bool:
-    """Has the server ended the transaction (as a failed COMMIT does)?"""
-    return conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE

@@ -93,3 +93,12 @@ def flaky(fail: int) -> int:
 def suicidal() -> None:
     """Kills its worker whenever it runs."""
     os.kill(os.getpid(), 9)
+
+
+@app.step
+def starts_a_child(seconds: float) -> None:
+    import subprocess
+
+    child = subprocess.Popen(["sleep", str(seconds)])
+    write_outside(f"child {child.pid}")
+    child.wait()

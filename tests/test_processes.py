@@ -1,0 +1,311 @@
+"""Supervisor, housekeeper and workers as processes: signals, deaths, drains, and who outlives whom."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgqueue import JobFailed, protocol
+from pgqueue.database import run
+from pgqueue.ids import new_token
+from tests.apps import bank
+from tests.support import Hand, Work, Workers, kill, states, stopped, violations, wait_for, worker_pids
+
+pytestmark = pytest.mark.usefixtures("bank_db")
+
+
+def started(bank_file: Path, line: str) -> Callable[[], bool]:
+    return lambda: bank_file.exists() and line in bank_file.read_text()
+
+
+def housekeeper_pid(conn: psycopg.Connection[Any], work: Work) -> int:
+    [pid] = set(work.children()) - set(worker_pids(conn, work))
+    return pid
+
+
+def ready(conn: psycopg.Connection[Any], work: Work, count: int) -> list[int]:
+    return wait_for(
+        lambda: (pids := worker_pids(conn, work)) and len(pids) == count and pids, what=f"{count} workers\n{work.log()}"
+    )
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def attempts(conn: psycopg.Connection[Any]) -> list[tuple[str, ...]]:
+    return conn.execute("SELECT kind FROM pgqueue.attempts").fetchall()
+
+
+@pytest.mark.parametrize("how", ["main", "group", "twice"])
+def test_term_lets_running_jobs_end(bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path, how: str) -> None:
+    job = bank.slow.enqueue(1.0)
+    waiting = bank.app.enqueue_many(bank.slow.map([60.0] * 3))
+    work = workers.start("tests.apps.bank:app", "-w", "1")
+    wait_for(started(bank_file, "nap"))
+    if how == "group":
+        os.killpg(work.pid, signal.SIGTERM)
+        for pid in work.children():
+            kill(pid, signal.SIGTERM)  # each leads a group of its own; a service manager signals them all
+    else:
+        work.signal(signal.SIGTERM)
+    if how == "twice":
+        work.signal(signal.SIGTERM)
+    assert work.wait() == 0, work.log()
+    assert job.result(timeout=1) == "awake"
+    assert {w.status() for w in waiting} == {"ready"}
+    assert attempts(bank_db) == []
+    assert bank_db.execute("SELECT count(*) FROM pgqueue.workers").fetchone() == (0,)
+    assert violations(bank_db) == []
+
+
+def test_the_deadline_gives_jobs_back_without_an_attempt(
+    bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path
+) -> None:
+    jobs = bank.app.enqueue_many([bank.slow.call(600), bank.slow_credit.call(1, 5, 600), bank.slow.call(600)])
+    work = workers.start("tests.apps.bank:app", "-w", "2", "--drain-timeout", "0.5s")
+    wait_for(started(bank_file, "nap"))
+    wait_for(started(bank_file, "in transaction"))
+    work.signal(signal.SIGTERM)
+    assert work.wait() == 75, work.log()
+    assert {job.status() for job in jobs} == {"ready"}
+    assert attempts(bank_db) == []
+    assert bank_db.execute("SELECT balance FROM account WHERE id = 1").fetchone() == (0,)
+    assert violations(bank_db) == []
+
+
+def test_quit_and_the_second_interrupt_stop_now(bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path) -> None:
+    job = bank.slow.enqueue(600)
+    for stop in ("quit", "interrupts"):
+        bank_file.unlink(missing_ok=True)
+        work = workers.start("tests.apps.bank:app", "-w", "1")
+        wait_for(started(bank_file, "nap"))
+        if stop == "quit":
+            work.signal(signal.SIGQUIT)
+        else:
+            work.signal(signal.SIGINT)
+            work.signal(signal.SIGINT)  # within a second: the same Ctrl-C
+            wait_for(lambda work=work: "draining" in work.log())
+            assert work.process.poll() is None
+            timer = threading.Timer(1.2, work.signal, (signal.SIGINT,))
+            timer.start()
+        assert work.wait() == 75, work.log()
+        assert job.status() == "ready"
+    assert attempts(bank_db) == []
+
+
+def test_term_while_starting(workers: Workers, bank_db: psycopg.Connection[Any]) -> None:
+    work = workers.start("tests.apps.bank:app", "-w", "4")
+    wait_for(work.children)
+    work.signal(signal.SIGTERM)
+    assert work.wait() in (0, -signal.SIGTERM)
+    assert bank_db.execute("SELECT count(*) FROM pgqueue.running").fetchone() == (0,)
+
+
+def test_nothing_outlives_a_killed_supervisor(bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path) -> None:
+    """Workers die, the housekeeper gives their jobs back at once and leaves. Nobody waits for a lease."""
+    job = bank.slow.enqueue(600)
+    work = workers.start("tests.apps.bank:app", "-w", "3", "--lease", "600s")
+    wait_for(started(bank_file, "nap"))
+    children = work.children()
+    assert len(children) == 4
+    kill(work.pid)
+    wait_for(lambda: not any(map(alive, children)), 30, "all children to be gone")
+    assert job.status() == "ready"
+    assert attempts(bank_db) == []
+    assert bank_db.execute("SELECT count(*) FROM pgqueue.workers").fetchone() == (0,)
+
+
+def test_all_killed_at_once_recovers_at_the_next_start_without_waiting_for_the_lease(
+    bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path
+) -> None:
+    job = bank.slow.enqueue(1.0)
+    work = workers.start("tests.apps.bank:app", "-w", "1", "--lease", "600s")
+    wait_for(started(bank_file, "nap"))
+    for pid in [work.pid, *work.children()]:
+        kill(pid, signal.SIGSTOP)
+    for pid in [*work.children(), work.pid]:
+        kill(pid)
+    work.wait()
+    assert job.status() == "running"
+    workers.burst("tests.apps.bank:app", "--lease", "600s")
+    assert job.result(timeout=1) == "awake"
+
+
+def test_a_silent_host_loses_its_jobs_after_the_lease(
+    bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path
+) -> None:
+    job = bank.slow.enqueue(1.0)
+    dead = workers.start("tests.apps.bank:app", "-w", "1", "--lease", "1s")
+    wait_for(started(bank_file, "nap"))
+    for pid in [dead.pid, *dead.children()]:
+        kill(pid, signal.SIGSTOP)
+    workers.start("tests.apps.bank:app", "-w", "1", "--lease", "1s")
+    assert job.result(timeout=30) == "awake"
+    assert [kind for (kind,) in attempts(bank_db)] == ["crash"], "it was alone in its worker, so it may have been the reason"
+
+
+def test_a_killed_housekeeper_is_replaced(bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path) -> None:
+    work = workers.start("tests.apps.bank:app", "-w", "2", "--lease", "2s")
+    pids = ready(bank_db, work, 2)
+    first = housekeeper_pid(bank_db, work)
+    kill(first)
+    wait_for(lambda: first not in work.children() and len(work.children()) == 3, what="another housekeeper")
+    second = housekeeper_pid(bank_db, work)
+    assert worker_pids(bank_db, work) == pids, "the workers did not notice"
+    job = bank.deposit.options(delay=0.2).enqueue(1, 1)  # only a housekeeper moves it
+    assert job.result(timeout=30) == "told 1"
+    # a death while there is no housekeeper is not forgotten either
+    slow = bank.slow.enqueue(1.0)
+    wait_for(started(bank_file, "nap"))
+    [victim] = bank_db.execute("SELECT pid FROM pgqueue.workers WHERE jobs > 0").fetchone() or []
+    kill(second, signal.SIGSTOP)
+    kill(victim)
+    kill(second)
+    assert slow.result(timeout=30) == "awake"
+
+
+def test_a_poison_job_stops_and_blames_nobody_else(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
+    poison = bank.suicidal.enqueue()
+    others = bank.app.enqueue_many([bank.deposit.call(i % 20 + 1, i) for i in range(200)])
+    workers.burst("tests.apps.bank:app", "-w", "2")
+    with pytest.raises(JobFailed, match="died 3 times.*SIGKILL"):
+        poison.result(timeout=1)
+    assert [a.kind for a in poison.attempts()] == ["crash"] * 3
+    assert {job.status() for job in others} == {"succeeded"}
+    blamed = bank_db.execute("SELECT DISTINCT job_id::text FROM pgqueue.attempts").fetchall()
+    assert blamed == [(poison.id,)]
+    assert poison.requeue(), "and it may try again, with a fresh count"
+    assert poison.status() == "ready"
+
+
+def test_a_jobs_own_children_die_with_their_worker(bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path) -> None:
+    bank.starts_a_child.enqueue(600)
+    work = workers.start("tests.apps.bank:app", "-w", "1")
+    wait_for(started(bank_file, "child "))
+    child = int(bank_file.read_text().split("child ")[1].split()[0])
+    assert alive(child)
+    work.signal(signal.SIGQUIT)
+    work.wait()
+    wait_for(lambda: not alive(child), 10, "the job's child to die")
+
+
+def test_unknown_names_wait_for_a_worker_that_knows_them(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
+    """Also where the one who knows was up before the one who does not put it aside."""
+    conn = bank_db
+    ids = run(conn, protocol.enqueue_workflows('[{"name": "tomorrow", "queue": "default"}, {"name": "tests.apps.bank.noop"}]'))
+    workers.burst()
+    assert states(conn) == {"waiting": 1, "succeeded": 1}
+    row = conn.execute("SELECT waiting_for, waiting_key FROM pgqueue.jobs WHERE id = %s", (ids[0],)).fetchone()
+    assert row == ("name", "tomorrow")
+    hand = Hand(bank.app, os.environ["PGQUEUE_DSN"])
+    token = new_token()
+    claim = protocol.claim(hand.id, token, ["default"], ["tomorrow"], 10, [0] * 20)
+    assert [job.name for job, _ in run(conn, claim)] == ["tomorrow"]
+    assert violations(conn) == []
+    hand.close()
+
+
+def test_a_claim_whose_reply_was_lost_is_given_back(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
+    """The claim committed, and the worker never heard: it lives on, so no lease and no death would ever free the job."""
+    work = workers.start("tests.apps.bank:app", "-w", "1", "--lease", "1s")
+    ready(bank_db, work, 1)
+    worker = bank_db.execute("SELECT id::text FROM pgqueue.workers").fetchone()
+    assert worker is not None
+    bank_db.execute("UPDATE pgqueue.queue SET paused = true")
+    job = bank.noop.enqueue()
+    bank_db.execute("UPDATE pgqueue.queue SET paused = false")
+    claimed = run(bank_db, protocol.claim(worker[0], new_token(), ["default"], list(bank.app.functions), 10, [0] * 20))
+    if claimed:  # else the worker was faster, and there is nothing to lose
+        wait_for(lambda: job.status() == "succeeded", 30, f"the lost claim to be given back\n{work.log()}")
+    assert attempts(bank_db) == []
+
+
+def test_no_connection_crosses_a_fork(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
+    work = workers.start("tests.apps.bank:app", "-w", "2")
+    pids = [work.pid, *ready(bank_db, work, 2), housekeeper_pid(bank_db, work)]
+    bank.app.enqueue_many(bank.slow.map([0.2] * 4))
+    wait_for(lambda: states(bank_db) == {"succeeded": 4}, 30)
+    sockets = {pid: server_sockets(pid) for pid in pids}
+    assert sockets[work.pid] == set(), "the supervisor has no connection"
+    seen: set[str] = set()
+    for pid in pids[1:]:
+        assert not sockets[pid] & seen, "a connection belongs to one process"
+        seen |= sockets[pid]
+    assert os.listdir(f"/proc/{work.pid}/task") == [str(work.pid)], "the supervisor has no threads"
+
+
+def server_sockets(pid: int) -> set[str]:
+    """Connected stream sockets of a process (the pair to the housekeeper is a packet socket)."""
+    ours = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:] if line.split()[4] == "0001"}
+    ours |= {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]}
+    found = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = os.readlink(descriptor)
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:[") and target[8:-1] in ours:
+            found.add(target[8:-1])
+    return found
+
+
+def test_idle_workers_are_woken(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
+    work = workers.start("tests.apps.bank:app", "-w", "2")
+    ready(bank_db, work, 2)
+    for _ in range(5):
+        assert bank.deposit.enqueue(1, 1).result(timeout=10) == "told 1"
+
+
+def test_everything_ends_also_without_notifications(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
+    bank_db.execute("CREATE OR REPLACE FUNCTION pgqueue.wake_idle() RETURNS void LANGUAGE sql AS $$ $$")
+    work = workers.start("tests.apps.bank:app", "-w", "2")
+    ready(bank_db, work, 2)
+    for _ in range(3):
+        assert bank.deposit.enqueue(1, 1).result(timeout=10) == "told 1"
+
+
+def test_sessions_are_replaced_when_they_are_terminated(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
+    bank.app.enqueue_many([bank.deposit.call(i % 20 + 1, i) for i in range(600)])
+    work = workers.start("tests.apps.bank:app", "-w", "2", "--lease", "2s")
+    for goal in range(0, 600, 15):  # one session of whatever kind, again and again, with some progress in between
+
+        def progress(goal: int = goal) -> bool:
+            return states(bank_db).get("succeeded", 0) >= goal
+
+        wait_for(progress, 60, f"progress\n{work.log()}")
+        bank_db.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+            "AND application_name LIKE 'pgqueue:%' AND application_name <> 'pgqueue:client' ORDER BY random() LIMIT 1"
+        )
+    wait_for(lambda: states(bank_db) == {"succeeded": 600}, 60, f"the end\n{work.log()}")
+    assert violations(bank_db) == []
+    assert bank_db.execute("SELECT * FROM pgqueue.attempts").fetchall() == [], (
+        "a lost connection is neither an attempt nor a crash"
+    )
+    unequal = bank_db.execute("SELECT count(*), count(DISTINCT step_key) FROM effect").fetchone()
+    assert unequal == (1200, 1200)
+
+
+def test_a_stopped_worker_is_killed_when_its_lease_is_taken(
+    bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path
+) -> None:
+    work = workers.start("tests.apps.bank:app", "-w", "1", "--lease", "2s")
+    [pid] = ready(bank_db, work, 1)
+    kill(pid, signal.SIGSTOP)
+    wait_for(lambda: stopped(pid))
+    worker = bank_db.execute("SELECT id::text FROM pgqueue.workers").fetchone()
+    assert worker is not None
+    assert run(bank_db, protocol.fence_worker(worker[0], None, "by the test"))
+    wait_for(lambda: not alive(pid), 30, f"the fenced worker to be killed\n{work.log()}")
+    assert bank.deposit.enqueue(1, 1).result(timeout=30) == "told 1"
