@@ -13,25 +13,30 @@ def deposit(account: int, amount: int) -> None:
 deposit.using(conn).enqueue(1, 100)  # joins the caller's transaction
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from pgqueue._version import __version__
-from pgqueue.app import App
-from pgqueue.client import Client, Job
-from pgqueue.context import current
-from pgqueue.errors import (
-    Cancel,
-    ClaimLost,
-    IdConflict,
-    JobCancelled,
-    JobFailed,
-    NonDeterministic,
-    NotConfigured,
-    PgQueueError,
-    ResultTimeout,
-    StepFailed,
-    UnknownJob,
-)
-from pgqueue.model import Queue
-from pgqueue.retry import Retry
+
+if TYPE_CHECKING:
+    from pgqueue.app import App
+    from pgqueue.client import Client, Job
+    from pgqueue.context import current
+    from pgqueue.errors import (
+        Cancel,
+        ClaimLost,
+        IdConflict,
+        JobCancelled,
+        JobFailed,
+        NonDeterministic,
+        NotConfigured,
+        PgQueueError,
+        ResultTimeout,
+        StepFailed,
+        UnknownJob,
+    )
+    from pgqueue.model import Queue
+    from pgqueue.retry import Retry
 
 __all__ = [
     "App",
@@ -53,3 +58,26 @@ __all__ = [
     "__version__",
     "current",
 ]
+
+_HOMES = {
+    "app": ("App",),
+    "client": ("Client", "Job"),
+    "context": ("current",),
+    "model": ("Queue",),
+    "retry": ("Retry",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are loaded at first use: commands such as ``pgqueue --help`` start at once, and where libpq is missing, the command
+    line can say so."""
+    if name not in __all__:
+        raise AttributeError(f"module 'pgqueue' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"pgqueue.{_HOME.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
