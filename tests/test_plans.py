@@ -1,0 +1,131 @@
+"""The hot verbs stay cheap: planned on empty tables, then grown without ANALYZE, on the same connection; and linear in the batch.
+
+Counts of buffers, never times.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgqueue import protocol
+from pgqueue.database import connect, run
+from pgqueue.ids import Process, new_token
+from pgqueue.model import Settlement
+
+WORKER = "00000000-0000-4000-8000-000000000001"
+GROWN = 100_000
+
+
+@pytest.fixture
+def worker(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    run(conn, protocol.register_worker(WORKER, Process.of(1)))
+    for table in ("ready", "running", "scheduled", "waiting", "job", "outcome", "checkpoint", "cancel_request", "attempt"):
+        conn.execute(f"ALTER TABLE pgqueue.{table} SET (autovacuum_enabled = off)")  # type: ignore[arg-type]
+    return conn
+
+
+def buffers(conn: psycopg.Connection[Any], work: Callable[[], Any]) -> int:
+    """Buffers that the tables of pgqueue and their indexes were asked for."""
+    count = (
+        "SELECT sum(heap_blks_hit + heap_blks_read + coalesce(idx_blks_hit, 0) + coalesce(idx_blks_read, 0)) "
+        "FROM pg_statio_user_tables WHERE schemaname = 'pgqueue'"
+    )
+
+    def now() -> int:
+        conn.execute("SELECT pg_stat_force_next_flush()")
+        conn.execute("SELECT pg_stat_clear_snapshot()")
+        row = conn.execute(count).fetchone()  # type: ignore[arg-type]
+        assert row is not None
+        return int(row[0])
+
+    before = now()
+    work()
+    return now() - before
+
+
+def enqueue(conn: psycopg.Connection[Any], count: int, **options: Any) -> None:
+    run(conn, protocol.enqueue_workflows(json.dumps([{"name": "w", "queue": "default", **options}] * count)))
+
+
+def claim(conn: psycopg.Connection[Any], amount: int) -> list[Any]:
+    return [job for job, _ in run(conn, protocol.claim(WORKER, new_token(), ["default"], ["w"], amount, [0] * 20))]
+
+
+def settle(conn: psycopg.Connection[Any], jobs: list[Any]) -> None:
+    assert run(conn, protocol.settle([Settlement(job, "succeeded", "null") for job in jobs])) == {}
+
+
+def grow(dsn: str) -> None:
+    """What a database looks like after a while: history, cancel requests, a backlog, all at once and not analysed."""
+    with connect(dsn, "grow") as conn:
+        conn.execute(f"""
+            INSERT INTO pgqueue.job (id, name, queue, priority, input, created_at)
+                SELECT gen_random_uuid(), 'w', 'other', 5, '{{}}', clock_timestamp() FROM generate_series(1, {GROWN});
+            INSERT INTO pgqueue.outcome (job_id, status, finished_at) SELECT id, 'succeeded', clock_timestamp() FROM pgqueue.job
+                WHERE queue = 'other';
+            INSERT INTO pgqueue.checkpoint SELECT id, 1, 's', '1', NULL, 1, '3', clock_timestamp() FROM pgqueue.job WHERE queue = 'other';
+            INSERT INTO pgqueue.cancel_request SELECT gen_random_uuid(), clock_timestamp() FROM generate_series(1, {GROWN});
+            INSERT INTO pgqueue.scheduled SELECT gen_random_uuid(), clock_timestamp() + '1 day', 'other', 11
+                FROM generate_series(1, {GROWN});
+            INSERT INTO pgqueue.waiting SELECT gen_random_uuid(), 'name', 'n' || g % 1000, NULL, 'other', 11
+                FROM generate_series(1, {GROWN}) g;
+            INSERT INTO pgqueue.running SELECT gen_random_uuid(), 1, gen_random_uuid(), 'other', 11, g, clock_timestamp()
+                FROM generate_series(1, {GROWN}) g;
+            INSERT INTO pgqueue.ready SELECT 'other', 11, nextval('pgqueue.position'), gen_random_uuid()
+                FROM generate_series(1, {GROWN});
+        """)  # type: ignore[arg-type]
+
+
+def test_a_plan_made_on_empty_tables_stays_good(dsn: str, worker: psycopg.Connection[Any]) -> None:
+    conn = worker
+
+    def cycle() -> None:
+        settle(conn, claim(conn, 100))
+
+    def single() -> None:
+        [job] = claim(conn, 1)
+        assert run(conn, protocol.fence(job.id, job.token, 0, 0)) is not None
+        assert run(conn, protocol.store(job.id, job.token, 0, 1, "s", "1", None))
+        assert run(conn, protocol.history(job.id, 0)) != []
+        assert run(conn, protocol.resolve(job.id, job.token)) == "held"
+        settle(conn, [job])
+
+    verbs: dict[str, Callable[[], Any]] = {
+        "enqueue": lambda: enqueue(conn, 100),
+        "claim and settle": cycle,
+        "steps": single,
+        "promote": lambda: run(conn, protocol.promote(100)),
+        "heartbeat": lambda: run(conn, protocol.heartbeat([WORKER])),
+        "has work": lambda: run(conn, protocol.has_work(["default"])),
+    }
+    for _ in range(6):  # let every plan be made and cached while there is nothing
+        enqueue(conn, 120)
+        for verb in verbs.values():
+            verb()
+    small = {}
+    for name, verb in verbs.items():
+        enqueue(conn, 120)
+        small[name] = buffers(conn, verb)
+    grow(dsn)
+    for name, verb in verbs.items():
+        enqueue(conn, 120)
+        large = buffers(conn, verb)
+        assert large < 4 * small[name] + 200, f"{name}: {small[name]} buffers when small, {large} when large"
+
+
+def test_claim_and_settle_are_linear(worker: psycopg.Connection[Any]) -> None:
+    conn = worker
+    enqueue(conn, 3000)
+    held: list[Any] = []
+    counts = {}
+    for amount in (100, 1000):
+        counts["claim", amount] = buffers(conn, lambda amount=amount: held.append(claim(conn, amount)))
+        counts["settle", amount] = buffers(conn, lambda: settle(conn, held[-1]))
+        assert len(held[-1]) == amount
+    for verb in ("claim", "settle"):
+        assert counts[verb, 1000] < 15 * counts[verb, 100], counts
