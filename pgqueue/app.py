@@ -12,7 +12,7 @@ import psycopg
 
 from pgqueue import protocol
 from pgqueue.client import Client, Job
-from pgqueue.context import active_run
+from pgqueue.context import joined_run
 from pgqueue.functions import Call, Definition, Function, Step, Transaction, Workflow
 from pgqueue.model import Isolation, Queue
 from pgqueue.retry import ONCE, Duration, Retry, seconds
@@ -158,7 +158,7 @@ class App:
             if not isinstance(call, Call):
                 raise TypeError(f"enqueue_many takes calls, made with f.call(...) or f.map(...), not {call!r}")
         wanted = [call.description() for call in calls]
-        run = active_run() if conn is None else None
+        run = joined_run() if conn is None else None
         ids = run.enqueue(wanted) if run is not None else self.client.send(wanted, conn)
         return [Job(self.client, id, call.function.result) for id, call in zip(ids, calls, strict=True)]
 

@@ -151,7 +151,7 @@ class Job(Generic[R]):
         return [AttemptRecord(kind, seq, error and read_error(error), host, ended) for kind, seq, error, host, ended in rows]
 
     def cancel(self) -> bool:
-        """Ask the job to end. True: requested, it will not take another step. False: it had ended already."""
+        """Ask the job to end. True: requested; where it runs, it ends before its next step. False: it had ended already."""
         return self._answer(protocol.cancel([self.id])) == "requested"
 
     def requeue(self) -> bool:

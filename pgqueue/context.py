@@ -61,6 +61,11 @@ def active(run: Run) -> Iterator[None]:
         _active.reset(token)
 
 
+def joined_run() -> Run | None:
+    """The job that the calling code belongs to, if any: what it enqueues joins that job's transaction."""
+    return _active.get()
+
+
 def active_run() -> Run | None:
     """The job that the calling code belongs to. In a worker process, code without one is an error: a step called from a
     thread that the user's code started would silently lose its checkpoint."""

@@ -39,7 +39,8 @@ _NETWORK = {
     "connect_timeout": "10",
 }
 _TRANSIENT = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock not available: run it again
-_INFRASTRUCTURE = ("08", "53", "57P", "25006", "58", "F0", "XX")  # the server's trouble, never the job's
+#: The server's trouble, never the job's: connections, shutdown, disk full, too many connections, read only, silence in a transaction.
+_INFRASTRUCTURE = ("08", "57P", "53100", "53300", "25006", "25P03")
 
 
 def dsn_from(explicit: str | None) -> str:
@@ -135,11 +136,11 @@ def is_transient(error: BaseException) -> bool:
 
 def is_lost(error: BaseException) -> bool:
     """The connection, or the server, is in trouble: nothing can be concluded from it about the job."""
-    if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, psycopg.Error)):
+    if not isinstance(error, psycopg.Error):
         return isinstance(error, DatabaseUnreachable)
     if error.sqlstate is None:
         return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-    return error.sqlstate.startswith(_INFRASTRUCTURE) or error.sqlstate == "25P03"
+    return error.sqlstate.startswith(_INFRASTRUCTURE)
 
 
 def backoff(tries: int, longest: float = 2.0) -> float:

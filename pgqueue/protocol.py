@@ -136,17 +136,17 @@ def continues(job: str, seen: int) -> Call[bool]:
     return Call("SELECT pgqueue.continues(%s::uuid, %s::integer)", (job, seen), _first)
 
 
-def checkpoint(job: str, token: int, seq: int, name: str, result: str, xid: str) -> Call[None]:
-    """The last statement of a transactional step."""
+def checkpoint(job: str, token: int, seq: int, name: str, result: str, xid: str) -> Call[bool]:
+    """The last statement of a transactional step. True: the job is to be cancelled."""
     return Call(
         "SELECT pgqueue.checkpoint(%s::uuid, %s::bigint, %s::integer, %s, %s, NULL, %s::xid8)",
         (job, token, seq, name, result, xid),
-        _nothing,
+        _first,
     )
 
 
-def store(job: str, token: int, seen: int, seq: int, name: str, result: str | None, error: str | None) -> Call[bool]:
-    """Fence and checkpoint at once. False: the claim is lost."""
+def store(job: str, token: int, seen: int, seq: int, name: str, result: str | None, error: str | None) -> Call[str]:
+    """Fence and checkpoint at once: ``stored``, ``cancel`` (stored, and the job is to be cancelled) or ``lost``."""
     return Call(
         "SELECT pgqueue.store(%s::uuid, %s::bigint, %s::integer, %s::integer, %s, %s, %s)",
         (job, token, seen, seq, name, result, error),
@@ -155,7 +155,7 @@ def store(job: str, token: int, seen: int, seq: int, name: str, result: str | No
 
 
 def finish(job: str, token: int, result: str, xid: str) -> Call[bool]:
-    """End a job inside its own transaction. False: the claim is lost."""
+    """End a job inside its own transaction. Always True."""
     return Call("SELECT pgqueue.finish(%s::uuid, %s::bigint, %s, %s::xid8)", (job, token, result, xid), _first)
 
 

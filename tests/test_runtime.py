@@ -894,3 +894,95 @@ def test_decorators_say_what_is_wrong() -> None:
     with pytest.raises(TypeError, match="enqueue_many takes calls"):
         app.enqueue_many([1])  # type: ignore[list-item]
     assert issubclass(TransactionMisused, PgQueueError)
+
+
+def test_cancel_while_running_ends_before_the_next_step(app: App, dsn: str, conn: Any, calls: list[Any]) -> None:
+    @app.step(name="plain")
+    def plain(cancel: bool) -> None:
+        calls.append("plain")
+        if cancel:
+            app.job(current().job_id).cancel()
+
+    @app.transaction(name="tx")
+    def tx_step(tx: psycopg.Connection[Any], cancel: bool) -> None:
+        mark(tx, "tx")
+        if cancel:
+            app.job(current().job_id).cancel()
+
+    @app.workflow(name="flow")
+    def flow(first: bool, second: bool) -> None:
+        plain(first)
+        tx_step(second)
+        plain(False)
+
+    one, two = flow.enqueue(True, False), flow.enqueue(False, True)
+    drain(app, dsn)
+    assert one.status() == two.status() == "cancelled"
+    assert calls == ["plain", "plain"]
+    assert marks(conn) == ["tx"], "what was done stays done"
+    assert len(one.steps()) == 1
+    assert len(two.steps()) == 2
+    assert conn.execute("SELECT count(*) FROM pgqueue.cancel_request").fetchone() == (0,)
+    assert one.requeue()
+    drain(app, dsn)
+    assert one.status() == "succeeded"
+    assert violations(conn) == []
+
+
+def test_a_contradiction_cannot_be_caught_by_the_workflow(app: App, dsn: str, conn: Any, calls: list[Any]) -> None:
+    @app.step(name="a")
+    def a() -> str:
+        return "a"
+
+    @app.step(name="b")
+    def b() -> str:
+        return "b"
+
+    @app.workflow(name="flow", retry=Retry(1))
+    def flow() -> str:
+        if not calls:
+            a()
+            calls.append(1)
+            raise RuntimeError("stop here")
+        try:
+            b()
+        except Exception:
+            calls.append("caught")
+        return "sailed on"
+
+    job = flow.enqueue()
+    drain(app, dsn)
+    job.requeue()
+    drain(app, dsn)
+    with pytest.raises(JobFailed, match="NonDeterministic"):
+        job.result(timeout=5)
+    assert calls == [1]
+
+
+def test_a_thread_of_the_users_may_enqueue_but_not_call_steps(app: App, dsn: str, conn: Any, calls: list[Any]) -> None:
+    from pgqueue.context import process
+
+    @app.step(name="other")
+    def other() -> None: ...
+
+    @app.step(name="threads", retry=Retry(1))
+    def threads() -> None:
+        def work() -> None:
+            calls.append(other.enqueue().id)
+            try:
+                other()
+            except OutsideJob as error:
+                calls.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    job = threads.enqueue()
+    process.is_worker = True
+    try:
+        drain(app, dsn)
+    finally:
+        process.is_worker = False
+    assert job.status() == "succeeded"
+    assert len(calls) == 2

@@ -159,7 +159,7 @@ class Housekeeper:
             if run(conn, protocol.fence_worker(worker, beat, f"its lease of {self._settings.lease:g} s ran out")):
                 log.warning("worker %s has not been heard of for %g s: fenced", worker, self._settings.lease)
         recovery.reap_lapsed(conn, except_for=list(self._deaths))
-        return self._settings.lease / 6
+        return self._settings.lease / 10
 
     def _promote(self, conn: psycopg.Connection[Any]) -> float:
         failpoint("promote.before")

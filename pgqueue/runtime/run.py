@@ -19,10 +19,12 @@ import psycopg
 
 from pgqueue import protocol
 from pgqueue.context import active
+from pgqueue.database import backoff
 from pgqueue.errors import (
     BadValue,
     Cancel,
     ClaimLost,
+    NonDeterministic,
     OutsideJob,
     PgQueueError,
     StepFailed,
@@ -73,6 +75,7 @@ class JobRun:
 
     def execute(self) -> Settlement | None:
         """Run it. None: nothing is left to settle, because it committed with its own transaction, or the claim is lost."""
+        tries = 0
         while True:
             try:
                 with active(self):
@@ -88,6 +91,8 @@ class JobRun:
                     return None
                 self.history = History(self.session, self.job, came_back=True)
                 self._ending = self._step = self.tx = None
+                tries += 1
+                time.sleep(backoff(tries))
 
     def _whole(self) -> Settlement | None:
         failpoint("dispatch.before_run")
@@ -163,7 +168,7 @@ class JobRun:
             raise PgQueueError(f"{function.name}: a workflow cannot be called from a job yet; enqueue it instead")
         if self._step is not None:
             return self._nested(function, arguments)
-        seq, recorded = self.history.next(function)
+        seq, recorded = self._next(function)
         if recorded is not None:
             return self._replayed(function, seq, *recorded)
         failpoint("step.between")
@@ -171,6 +176,14 @@ class JobRun:
             if isinstance(function, Transaction):
                 return self._as_transaction(function, seq, arguments, whole=False)
             return self._as_step(function, seq, arguments)
+
+    def _next(self, function: Function[Any, Any]) -> tuple[int, tuple[str | None, str | None] | None]:
+        try:
+            return self.history.next(function)
+        except NonDeterministic as error:  # must not be caught by the workflow, which would go on with wrong results
+            self._end(Unwind(self._ended_badly(error, None)))
+        except Restart as restart:
+            self._end(restart)
 
     def _nested(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Any:
         """Inside a step another one is a plain call: it is part of that step."""
@@ -226,7 +239,7 @@ class JobRun:
         tries = 0
         while True:
             try:
-                text = transact(self, function, seq, arguments, whole)
+                text, cancelled = transact(self, function, seq, arguments, whole)
             except Conflict:
                 tries += 1
                 if tries > 10:  # hand the worker to another job for a while; this counts as nothing
@@ -240,7 +253,7 @@ class JobRun:
                 return self._step_failed(function, seq, error)
             else:
                 if not whole:
-                    self.history.stored(seq)
+                    self._stored(seq, cancelled)
                 return function.result.decode(text, f"the result of {function.name}")
 
     def _step_failed(self, function: Function[Any, Any], seq: int, error: BaseException) -> NoReturn:
@@ -267,9 +280,15 @@ class JobRun:
             self._end(restart)
         except psycopg.errors.UniqueViolation as error:  # another run stored this step: read what it stored
             self._end(Restart(str(error)))
-        if not stored:
+        if stored == "lost":
             self._end(ClaimLost())
+        self._stored(seq, stored == "cancel")
+
+    def _stored(self, seq: int, cancelled: bool) -> None:
+        """The checkpoint is there. If somebody asked for it, the job ends here, before its next step."""
         self.history.stored(seq)
+        if cancelled:
+            self._end(Unwind(self._settlement("cancelled", {})))
 
     def result_text(self, function: Function[Any, Any], value: Any) -> str:
         """What is stored of a result. Characters that cannot be are replaced: the step has happened."""

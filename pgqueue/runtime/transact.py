@@ -30,8 +30,8 @@ class Conflict(BaseException):
     """Another transaction was in the way: run this one again. Nobody's failure, counted as nothing."""
 
 
-def transact(run: JobRun, function: Transaction[Any, Any], seq: int, arguments: dict[str, Any], whole: bool) -> str:
-    """Run it once; the JSON text of its result. With ``whole`` the job ends in the same commit.
+def transact(run: JobRun, function: Transaction[Any, Any], seq: int, arguments: dict[str, Any], whole: bool) -> tuple[str, bool]:
+    """Run it once; the JSON text of its result, and whether the job is to be cancelled. With ``whole`` it ends in the same commit.
 
     Raises what the user's code raised (everything is rolled back), Conflict, ClaimLost, or Restart where the connection was
     lost: then nobody knows whether it committed, and the caller resolves that.
@@ -57,14 +57,14 @@ def transact(run: JobRun, function: Transaction[Any, Any], seq: int, arguments: 
             )
         text = run.result_text(function, value)
         if whole:
-            closing: protocol.Call[Any] = protocol.finish(job.id, job.token, text, xid)
+            closing = protocol.finish(job.id, job.token, text, xid)
         else:
             closing = protocol.checkpoint(job.id, job.token, seq, function.name, text, xid)
-        _commit(conn, closing)
+        answer = _commit(conn, closing)
     except BaseException as error:  # noqa: BLE001 -- _leave raises
         _leave(run, conn, error)
     failpoint("transaction.committed")
-    return text
+    return text, answer and not whole
 
 
 def _begin(conn: StepConnection, run: JobRun, function: Transaction[Any, Any]) -> str:
@@ -80,17 +80,16 @@ def _begin(conn: StepConnection, run: JobRun, function: Transaction[Any, Any]) -
     return str(xid)
 
 
-def _commit(conn: StepConnection, closing: protocol.Call[Any]) -> None:
+def _commit(conn: StepConnection, closing: protocol.Call[bool]) -> bool:
     """The checkpoint (or outcome) and COMMIT in one round trip."""
     with conn.pipeline():
         answer = conn.engine_execute(closing.sql, closing.params)
         failpoint("transaction.checkpointed")
         commit = conn.engine_execute("COMMIT")
         failpoint("transaction.committing")
-    if closing.read(answer.fetchall()) is False:
-        raise AssertionError("finish() found no claim in a transaction that had fenced it")
     if commit.statusmessage != "COMMIT":  # COMMIT of an aborted transaction "succeeds" with ROLLBACK
         raise PgQueueError(f"the transaction was rolled back by the server ({commit.statusmessage})")
+    return closing.read(answer.fetchall())
 
 
 def _leave(run: JobRun, conn: StepConnection, error: BaseException) -> NoReturn:

@@ -94,6 +94,13 @@ class Claims(threading.Thread):
     # ------------------------------------------------------------------------------------------ this thread
 
     def run(self) -> None:
+        try:
+            self._keep_serving()
+        except BaseException:  # a bug of ours: without this thread the worker would stand still for ever
+            log.exception("internal error")
+            os._exit(70)
+
+    def _keep_serving(self) -> None:
         tries = 0
         while not self._stopped:
             try:

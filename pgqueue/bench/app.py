@@ -1,0 +1,59 @@
+"""The application that the benchmarks run."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import psycopg
+
+from pgqueue import App, current
+
+app = App()
+
+TABLES = """
+CREATE TABLE counter (id int PRIMARY KEY, n bigint NOT NULL) WITH (fillfactor = 50);
+INSERT INTO counter SELECT g, 0 FROM generate_series(1, 1000) g;
+CREATE TABLE mark (job text NOT NULL, pid int NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());
+"""
+
+
+@app.step(name="bench.noop")
+def noop() -> None:
+    """Nothing: what a job costs by itself."""
+
+
+@app.step(name="bench.tick")
+def tick(i: int) -> int:
+    """One of ten."""
+    return i
+
+
+@app.workflow(name="bench.steps")
+def steps() -> int:
+    """Ten steps, ten checkpoints."""
+    return sum(tick(i) for i in range(10))
+
+
+@app.transaction(name="bench.update")
+def update(tx: psycopg.Connection[Any], id: int) -> None:
+    """One UPDATE: compare with the same in a bare transaction."""
+    tx.execute("UPDATE counter SET n = n + 1 WHERE id = %s", (id,))
+
+
+@app.step(name="bench.mark", max_crashes=1000)
+def mark() -> None:
+    """Write down when this ran. The first time, then wait to be killed."""
+    with psycopg.connect(os.environ["PGQUEUE_DSN"], autocommit=True) as conn:
+        job = current().job_id
+        conn.execute("INSERT INTO mark (job, pid) VALUES (%s, %s)", (job, os.getpid()))
+        runs = conn.execute("SELECT count(*) FROM mark WHERE job = %s", (job,)).fetchone()
+    if runs == (1,):
+        time.sleep(60)
+
+
+@app.step(name="bench.stamp")
+def stamp() -> float:
+    """The moment of the first line of a job."""
+    return time.time()

@@ -1,0 +1,27 @@
+"""``pgqueue bench``."""
+
+from __future__ import annotations
+
+import click
+
+from pgqueue.cli.output import show_fields, show_json
+
+
+@click.command("bench")
+@click.argument("what", type=click.Choice(["noop", "steps", "transaction", "latency", "recovery"]))
+@click.option("-n", "--jobs", type=click.IntRange(1), help="How many jobs (or kills).")
+@click.option("-w", "--workers", type=click.IntRange(1, 512), help="How many worker processes.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+@click.option("--dsn", envvar="PGQUEUE_DSN", help="A server to create a database on; without it an embedded one.")
+def bench_command(what: str, jobs: int | None, workers: int | None, as_json: bool, dsn: str | None) -> None:
+    """Measure this pgqueue on this server, in a database of its own."""
+    from pgqueue.bench.harness import bench
+    from pgqueue.bench.measures import MEASURES
+
+    measure, usual_jobs, usual_workers = MEASURES[what]
+    with bench(dsn) as made:
+        figures = {"bench": what, **measure(made, jobs or usual_jobs, workers or usual_workers)}
+    if as_json:
+        show_json(figures)
+    else:
+        show_fields(figures)
