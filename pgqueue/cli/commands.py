@@ -13,6 +13,8 @@ import psycopg
 
 from pgqueue import database, migrate, protocol
 from pgqueue._version import __version__
+from pgqueue.cli import local
+from pgqueue.cli.bench import bench_command
 from pgqueue.cli.output import cell, log_to_stderr, one_line_errors, show, show_fields, show_json
 from pgqueue.client import Client
 from pgqueue.config import Exit, WorkSettings
@@ -67,8 +69,6 @@ def run() -> None:
         sys.exit(Exit.FAILED)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)  # `pgqueue jobs | head`
 
 
 def _ask(dsn: str | None, call: protocol.Call[T]) -> T:
@@ -118,10 +118,12 @@ def migrate_command(target: str | None, check: bool, sql: bool, dsn: str | None)
 @click.option("--drain-timeout", default="25s", show_default=True, type=DURATION, help="How long a stop waits for running jobs.")
 @click.option("--lease", default="15s", show_default=True, type=DURATION, help="After how long without a beat a worker is dead.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("--dsn-first", is_flag=True, hidden=True)  # of pgqueue dev: PGQUEUE_DSN beats what the App says
 @dsn_option
 def work(
-    target: str, workers: int, queues: str, burst: bool, drain_timeout: float, lease: float, verbose: bool, dsn: str | None
-) -> int:
+    target: str, workers: int, queues: str, burst: bool, drain_timeout: float, lease: float, verbose: bool, dsn_first: bool,
+    dsn: str | None,
+) -> int:  # fmt: skip
     """Run workers until told to stop (SIGTERM or Ctrl-C: drain; SIGQUIT: stop at once, giving jobs back)."""
     from pgqueue.supervisor.supervisor import Supervisor
 
@@ -132,7 +134,7 @@ def work(
     from_command_line = explicit is not None and explicit.name == "COMMANDLINE"
     settings = WorkSettings(
         target=target,
-        dsn=dsn if from_command_line else None,  # what the App says beats the environment
+        dsn=dsn if from_command_line or dsn_first else None,  # otherwise what the App says beats the environment
         workers=workers,
         queues=tuple(filter(None, (part.strip() for part in queues.split(",")))),
         drain_timeout=drain_timeout,
@@ -327,3 +329,8 @@ def prune(older: float, states: tuple[str, ...], yes: bool, dsn: str | None) -> 
         while gone := database.run(conn, protocol.prune(states or ENDED, older, 1000)):
             total += gone
     click.echo(f"pruned {total} jobs")
+
+
+cli.add_command(bench_command)
+cli.add_command(local.demo)
+cli.add_command(local.dev)

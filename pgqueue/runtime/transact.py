@@ -31,7 +31,7 @@ class Conflict(BaseException):
 
 
 def transact(run: JobRun, function: Transaction[Any, Any], seq: int, arguments: dict[str, Any], whole: bool) -> tuple[str, bool]:
-    """Run it once; the JSON text of its result, and whether the job is to be cancelled. With ``whole`` it ends in the same commit.
+    """Run it once; the JSON text of its result, and whether the job is to be cancelled. With ``whole`` it ends in this commit.
 
     Raises what the user's code raised (everything is rolled back), Conflict, ClaimLost, or Restart where the connection was
     lost: then nobody knows whether it committed, and the caller resolves that.

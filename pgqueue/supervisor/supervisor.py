@@ -248,9 +248,10 @@ class Supervisor:
         asked_to_go = self._draining and code == 0
         charged = not child.ended_by_us and not asked_to_go
         booted, worked = place.slot.phase != Phase.BOOTING, place.slot.done > 0
-        death = Death(child.worker, place.slot.started if charged else 0, _describe(code) if charged else None)
+        reason = _describe(code) + (" (perhaps out of memory)" if code == -signal.SIGKILL and charged else "")
+        death = Death(child.worker, place.slot.started if charged else 0, reason if charged else None)
         place.slot.free()
-        log.log(logging.WARNING if charged else logging.INFO, "worker %s ended: %s", child.worker, _describe(code))
+        log.log(logging.WARNING if charged else logging.INFO, "worker %s ended: %s", child.worker, reason)
         self._deaths[death.worker] = death
         self._tell(death)
         if worked or time.monotonic() - child.born > STABLE_AFTER:
@@ -351,4 +352,4 @@ def _describe(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else f"signal {-code}"
-    return f"killed by {name}" + (" (perhaps out of memory)" if -code == signal.SIGKILL else "")
+    return f"killed by {name}"

