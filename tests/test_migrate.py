@@ -55,7 +55,8 @@ def test_killed_half_way_leaves_nothing(empty_dsn: str) -> None:
             cwd=ROOT,
             stderr=subprocess.DEVNULL,
         )
-        blocked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgqueue:migrate' AND cardinality(pg_blocking_pids(pid)) > 0"
+        sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgqueue:migrate'"
+        blocked = sessions + " AND cardinality(pg_blocking_pids(pid)) > 0"
         wait_for(lambda: conn.execute(blocked).fetchone() == (1,), what="the migrator to wait")
         migrator.send_signal(signal.SIGKILL)
         migrator.wait()

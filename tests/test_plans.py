@@ -68,7 +68,8 @@ def grow(dsn: str) -> None:
                 SELECT gen_random_uuid(), 'w', 'other', 5, '{{}}', clock_timestamp() FROM generate_series(1, {GROWN});
             INSERT INTO pgqueue.outcome (job_id, status, finished_at) SELECT id, 'succeeded', clock_timestamp() FROM pgqueue.job
                 WHERE queue = 'other';
-            INSERT INTO pgqueue.checkpoint SELECT id, 1, 's', '1', NULL, 1, '3', clock_timestamp() FROM pgqueue.job WHERE queue = 'other';
+            INSERT INTO pgqueue.checkpoint SELECT id, 1, 's', '1', NULL, 1, '3', clock_timestamp() FROM pgqueue.job
+                WHERE queue = 'other';
             INSERT INTO pgqueue.cancel_request SELECT gen_random_uuid(), clock_timestamp() FROM generate_series(1, {GROWN});
             INSERT INTO pgqueue.scheduled SELECT gen_random_uuid(), clock_timestamp() + '1 day', 'other', 11
                 FROM generate_series(1, {GROWN});

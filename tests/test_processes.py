@@ -179,7 +179,7 @@ def test_a_poison_job_stops_and_blames_nobody_else(bank_db: psycopg.Connection[A
     poison = bank.suicidal.enqueue()
     others = bank.app.enqueue_many([bank.deposit.call(i % 20 + 1, i) for i in range(200)])
     workers.burst("tests.apps.bank:app", "-w", "2")
-    with pytest.raises(JobFailed, match="died 3 times.*SIGKILL"):
+    with pytest.raises(JobFailed, match=r"died 3 times.*SIGKILL"):
         poison.result(timeout=1)
     assert [a.kind for a in poison.attempts()] == ["crash"] * 3
     assert {job.status() for job in others} == {"succeeded"}
@@ -285,8 +285,8 @@ def test_sessions_are_replaced_when_they_are_terminated(bank_db: psycopg.Connect
 
         wait_for(progress, 60, f"progress\n{work.log()}")
         bank_db.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
-            "AND application_name LIKE 'pgqueue:%' AND application_name <> 'pgqueue:client' ORDER BY random() LIMIT 1"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND pid <> pg_backend_pid() AND application_name LIKE 'pgqueue:%' AND application_name <> 'pgqueue:client' ORDER BY random() LIMIT 1"
         )
     wait_for(lambda: states(bank_db) == {"succeeded": 600}, 60, f"the end\n{work.log()}")
     assert violations(bank_db) == []

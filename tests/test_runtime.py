@@ -189,7 +189,7 @@ def test_a_failed_job_says_why_and_can_be_requeued_from_where_it_stopped(app: Ap
     job = flow.enqueue()
     drain(app, dsn)
     assert job.status() == "failed"
-    with pytest.raises(JobFailed, match="StepFailed: step 2 .second. failed: RuntimeError: broken"):
+    with pytest.raises(JobFailed, match=r"StepFailed: step 2 .second. failed: RuntimeError: broken"):
         job.result(timeout=5)
     assert calls == ["first", "second", "second"]
     assert not job.cancel(), "it has ended"

@@ -75,10 +75,13 @@ def test_what_is_accepted_comes_back_and_the_rest_is_refused(value: Any) -> None
 @pytest.mark.parametrize(
     ("hint", "strategy"),
     [
-        (datetime, st.datetimes()), (date, st.dates()), (timedelta, st.timedeltas()), (Decimal, st.decimals(allow_nan=False, allow_infinity=False)),
+        (datetime, st.datetimes()), (date, st.dates()), (timedelta, st.timedeltas()),
+        (Decimal, st.decimals(allow_nan=False, allow_infinity=False)),
         (UUID, st.uuids()), (bytes, st.binary()), (tuple[int, str], st.tuples(st.integers(-(2**62), 2**62), plain_text)),
-        (set[int], st.sets(st.integers(-(2**62), 2**62))), (dict[int, str], st.dictionaries(st.integers(-(2**62), 2**62), plain_text)),
-        (int | None, st.none() | st.integers(-(2**62), 2**62)), (list[tuple[str, ...]], st.lists(st.lists(plain_text).map(tuple))),
+        (set[int], st.sets(st.integers(-(2**62), 2**62))),
+        (dict[int, str], st.dictionaries(st.integers(-(2**62), 2**62), plain_text)),
+        (int | None, st.none() | st.integers(-(2**62), 2**62)),
+        (list[tuple[str, ...]], st.lists(st.lists(plain_text).map(tuple))),
     ],
 )  # fmt: skip
 def test_hints_say_how_to_read_back(hint: Any, strategy: st.SearchStrategy[Any]) -> None:

@@ -16,6 +16,9 @@ def main() -> None:
             "or your system's:                         apt install libpq5\n"
         )
         sys.exit(78)
-    from pgqueue.cli.commands import run
+    try:
+        from pgqueue.cli.commands import run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # also while modules are being imported
+        sys.exit(130)

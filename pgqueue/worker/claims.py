@@ -54,7 +54,7 @@ class Claims(threading.Thread):
         self._unsettled: list[Settlement] = []  # sent, and not acknowledged
         self._free = list(range(HELD))
         self._arrived = threading.Event()
-        self._current: ClaimedJob | None = None  # written by the main thread
+        self._active = False  # the main thread has a job, or is about to take one
         self._finished_since = 0.0  # when this thread first saw something finished that it has not sent
         self._stopped = False
         self._rounds = 0
@@ -67,9 +67,10 @@ class Claims(threading.Thread):
         """The next job to run; None when the worker is to stop."""
         while True:
             try:
-                self._current = job = self._inbox.popleft()
-                return job
+                self._active = True  # before the pop: see _all_done
+                return self._inbox.popleft()
             except IndexError:
+                self._active = False
                 if self._stopped:
                     return None
             self._arrived.clear()
@@ -80,7 +81,7 @@ class Claims(threading.Thread):
         """The job was run; None: there is nothing (left) to settle."""
         self._pace.ran(seconds)
         self._finished.append(settlement or Settlement(job, "nothing"))
-        self._current = None
+        self._active = False
         if len(self._finished) == 1 or not self._inbox:
             self.poke()
 
@@ -132,11 +133,15 @@ class Claims(threading.Thread):
                 elif want and found == 0:
                     self._slot.phase = Phase.IDLE  # and claim once more: from now on somebody wakes us
                 continue
-            if draining and self._current is None and not (self._inbox or self._finished or self._unsettled):
+            if draining and self._all_done():
                 self._stopped = True
                 self._arrived.set()
                 return
             self._wait(self._patience(retry_at))
+
+    def _all_done(self) -> bool:
+        """Is nothing left in this worker? The order of the looks is the opposite of a job's way through it."""
+        return not self._inbox and not self._active and not self._finished and not self._unsettled
 
     def _want(self) -> int:
         """How many jobs to claim now. Only what can start soon: a job behind a long one is a hostage."""
@@ -145,12 +150,12 @@ class Claims(threading.Thread):
         amount = self._pace.amount()
         waiting = len(self._inbox)
         if amount == 1:
-            return 0 if waiting or self._current is not None else 1
+            return 0 if waiting or self._active else 1
         return min(amount - waiting, len(self._free)) if waiting <= amount // 2 else 0
 
     def _take_finished(self, retry_at: float) -> list[Settlement]:
         """What to settle now: all that is done, unless more will follow within the flush time."""
-        more_to_come = bool(self._inbox) or self._current is not None
+        more_to_come = bool(self._inbox) or self._active
         if self._finished and more_to_come and len(self._finished) < MOST and self._flush_at() > time.monotonic():
             return []
         batch, self._unsettled = (self._unsettled, []) if time.monotonic() >= retry_at else ([], self._unsettled)

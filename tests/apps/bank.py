@@ -16,7 +16,7 @@ app = App(queues=[Queue("payments")])
 TABLES = """
 CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL);
 INSERT INTO account SELECT g, 0 FROM generate_series(1, 20) g;
-CREATE TABLE effect (step_key text NOT NULL, xid xid8 NOT NULL, account int, amount int);  -- no unique constraint: doubles must show
+CREATE TABLE effect (step_key text NOT NULL, xid xid8 NOT NULL, account int, amount int);  -- nothing unique: doubles must show
 """
 
 
