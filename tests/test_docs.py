@@ -16,6 +16,7 @@ A block of any other kind is an error, so nothing is skipped in silence.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -28,6 +29,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ import pgqueue
 from pgqueue import errors
 from pgqueue.cli.commands import cli
 from pgqueue.embedded import Embedded
+from pgqueue.functions import Definition, Options
 from tests import test_architecture
 from tests.support import ROOT, wait_for
 
@@ -56,11 +59,11 @@ ELSEWHERE = {
 }
 
 #: Modules whose docstring examples cannot be run as they are, and where the same is run.
-NOT_AS_DOCTEST = {"pgqueue.embedded": "tests/test_embedded.py"}
+NOT_AS_DOCTEST = {"pgqueue.embedded.server": "tests/test_embedded.py"}
 
 
 def name_of(page: Path) -> str:
-    return str(page.relative_to(ROOT))
+    return str(page.relative_to(ROOT) if page.is_relative_to(ROOT) else page)
 
 
 # ------------------------------------------------------------------------------------------------------ blocks
@@ -138,7 +141,15 @@ class Reader:
         self._conn = psycopg.connect(dsn, autocommit=True)
         self._others: list[tuple[Block, subprocess.Popen[bytes], Path]] = []
 
+    def follow(self) -> None:
+        """Read the page, and clear up."""
+        try:
+            self.read()
+        finally:
+            self.leave()
+
     def read(self) -> None:
+        """Do what the page says, block by block."""
         for block in blocks(self._page):
             where = f"{name_of(self._page)}:{block.line}"
             if block.language in EXECUTED:
@@ -198,6 +209,7 @@ class Reader:
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         self._others.append((block, process, log))
+        wait_for(lambda: log.stat().st_size or process.poll() is not None, what=f"{command} to say something")
         if command.startswith("pgqueue dev"):
             self._env["PGQUEUE_DSN"] = wait_for(lambda: exported(log), what="pgqueue dev to say where its database is")
 
@@ -215,11 +227,10 @@ class Reader:
         return as_psql(cursor)
 
     def leave(self) -> None:
-        """End what goes on. Everything in another terminal has to stop cleanly. Once it is done, it does nothing."""
+        """End what goes on. Everything in another terminal has to stop cleanly."""
         problems = []
         while self._others:
             block, process, log = self._others.pop()
-            wait_for(lambda log=log, process=process: log.stat().st_size or process.poll() is not None)  # it is up
             process.send_signal(signal.SIGTERM)
             try:
                 code: int | None = process.wait(20)
@@ -286,19 +297,14 @@ def reader(request: pytest.FixtureRequest, dsn: str, tmp_path: Path) -> Iterator
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("DROP SCHEMA pgqueue CASCADE")  # pages begin as their readers do
         before = set(conn.execute(roles).fetchall())
-        reader = Reader(request.param, dsn, tmp_path)
-        try:
-            yield reader
-        finally:
-            reader.leave()
-            for (role,) in set(conn.execute(roles).fetchall()) - before:
-                conn.execute(f'DROP OWNED BY "{role}"; DROP ROLE "{role}"')
+        yield Reader(request.param, dsn, tmp_path)
+        for (role,) in set(conn.execute(roles).fetchall()) - before:
+            conn.execute(f'DROP OWNED BY "{role}"; DROP ROLE "{role}"')
 
 
 @pytest.mark.parametrize("reader", [page for page in PAGES if blocks(page)], indirect=True, ids=name_of)
 def test_page(reader: Reader) -> None:
-    reader.read()
-    reader.leave()
+    reader.follow()
 
 
 def test_what_is_not_run_here_is_run_elsewhere() -> None:
@@ -321,13 +327,28 @@ def test_the_comparison_of_outputs() -> None:
     assert not alike("balance 100", "balance 200")
 
 
-def test_unknown_languages_are_refused(dsn: str, tmp_path: Path) -> None:
+WRONG_PAGES = {
+    "a language that nobody runs": "```ruby\nputs 1\n```\n",
+    "a block without a language": "```\nputs 1\n```\n",
+    "python that raises": "```python\n1 / 0\n```\n",
+    "a file that does not compile": "```python\n# shop.py\nif\n```\n",
+    "more of a file that is not there": "```python\n# shop.py, continued\n```\n",
+    "a command that fails": "```bash\nfalse\necho fine\n```\n",
+    "a command that fails in another terminal": "```bash\n# in another terminal\npgqueue work no_such_module\n```\n",
+    "wrong SQL": "```sql\nselect\nfrom where\n```\n",
+    "another output": "```python\nprint(1)\n```\n```text\n2\n```\n",
+    "another row": "```sql\nselect 1 as one\n```\n\n```text\n one\n-----\n 2\n(1 row)\n```\n",
+    "a block that does not end": "```python\nprint(1)\n",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_PAGES.values(), ids=WRONG_PAGES)
+def test_wrong_pages_are_refused(text: str, dsn: str, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("```ruby\nputs 1\n```\n")
-    page_in_root = Reader(page, dsn, tmp_path)
-    with pytest.raises((AssertionError, ValueError)):
-        page_in_root.read()
-    page_in_root.leave()
+    page.write_text(text)
+    reader = Reader(page, dsn, tmp_path)
+    with pytest.raises((AssertionError, SyntaxError)):
+        reader.follow()
 
 
 # ------------------------------------------------------------------------------------------------- links and names
@@ -378,7 +399,7 @@ def section(page: Path, heading: str) -> str:
 
 def table(text: str) -> list[list[str]]:
     """The rows of the first table in a text, without its head."""
-    rows = [line for line in text.splitlines() if line.startswith("|")]
+    rows = list(takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: not line.startswith("|"), text.splitlines())))
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows[2:]]
 
 
@@ -421,12 +442,16 @@ def test_cli_reference_covers(name: str) -> None:
     for option, parameter in options.items():
         if parameter.show_default:
             assert str(parameter.default) in rows[option][1], f"{option}: the default is {parameter.default}"
-    usage = re.search(rf"pgqueue {name}[^\n]*", text)
+        if isinstance(parameter.type, click.Choice):
+            assert all(choice in rows[option][1] for choice in parameter.type.choices), option
+    usage = re.search(rf"^pgqueue {name}.*$", text, re.MULTILINE)
     assert usage, "no usage line"
     for parameter in command.params:
         if isinstance(parameter, click.Argument):
             wanted = (parameter.metavar or parameter.human_readable_name.upper()).strip("[].")
             assert wanted in usage[0], f"the usage line does not say {wanted}"
+            if isinstance(parameter.type, click.Choice):
+                assert set(parameter.type.choices) <= set(code(CODE.sub("", text)))
 
 
 def test_cli_reference_has_no_other_commands() -> None:
@@ -461,11 +486,13 @@ def test_python_reference_speaks_of_what_is_there() -> None:
                 thing = getattr(pgqueue, name)
                 parameters = inspect.signature(thing).parameters
                 assert hasattr(thing, plain[0]) or plain[0] in parameters, f"{name} has no {plain[0]}"
-    from pgqueue.functions import Function, Options
-
+    function = pgqueue.App().step(name="some_step")(lambda: None)
     for row in table(section(page, "Functions")):
-        assert hasattr(Function, re.match(r"\w+", code(row[0])[0])[0]), row[0]  # type: ignore[index]
+        for member in code(row[0]):
+            assert hasattr(function, member.partition("(")[0]), f"functions have no {member}"
     assert [code(row[0])[0] for row in table(section(page, "Options"))] == list(Options.__annotations__)
+    arguments = table(section(page, "`App`").partition("Decorators are used")[2])
+    assert {code(row[0])[0] for row in arguments} == {field.name for field in dataclasses.fields(Definition)}
 
 
 def test_sql_reference_is_true(conn: psycopg.Connection[Any]) -> None:
@@ -501,7 +528,8 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in NOT_AS_DOCTEST])
-def test_examples_in_docstrings(name: str) -> None:
+def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
     assert result.failed == 0
