@@ -16,7 +16,6 @@ from pgqueue.context import joined_run
 from pgqueue.functions import Call, Definition, Function, Step, Transaction, Workflow
 from pgqueue.model import Isolation, Queue
 from pgqueue.retry import ONCE, Duration, Retry, seconds
-from pgqueue.values import DEFAULT_LIMIT
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,7 +47,6 @@ class App:
             self.queues[queue.name] = queue
         self.include = tuple(include)
         self.functions: dict[str, Function[Any, Any]] = {}
-        self.max_bytes = DEFAULT_LIMIT
 
     @property
     def dsn(self) -> str:

@@ -17,7 +17,7 @@ from pgqueue.context import active_run
 from pgqueue.errors import BadValue, OutsideJob
 from pgqueue.model import NAME, Isolation, Kind
 from pgqueue.retry import Duration, Retry, seconds
-from pgqueue.values import DEFAULT_LIMIT, Codec, InputCodec
+from pgqueue.values import Codec, InputCodec
 
 if TYPE_CHECKING:
     from pgqueue.app import App
@@ -68,7 +68,7 @@ class Call(Generic[R]):
         f, o = self.function, self.options
         wanted: dict[str, Any] = {
             "name": f.name,
-            "input": msgspec.Raw(f.input.encode(self.arguments, f"the input of {f.name}", f.app.max_bytes).encode()),
+            "input": msgspec.Raw(f.input.encode(self.arguments, f"the input of {f.name}").encode()),
             "queue": f.definition.queue,
             "priority": f.definition.priority,
         }
@@ -223,7 +223,7 @@ class Function(Enqueueable[P, R]):
         result: R = run.call(self, self.bind(args, kwargs))
         return result
 
-    def encode_result(self, value: Any, limit: int = DEFAULT_LIMIT) -> str:
+    def encode_result(self, value: Any, limit: int) -> str:
         """JSON text of a return value, or BadValue."""
         return self.result.encode(value, f"the result of {self.name}", limit)
 

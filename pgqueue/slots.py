@@ -14,18 +14,23 @@ from enum import IntEnum
 
 HELD = 1024
 """How many claims one worker can hold at once."""
+RESULT_BYTES = 248
+"""Results up to this size are kept here until they are settled, so that the death of their worker does not lose them."""
 _FIELDS = 16
-_STRIDE = _FIELDS + HELD
+_RESULTS = _FIELDS + HELD  # behind the claims, for each of them: a word that says what is there, and the bytes
+_WORDS = 1 + RESULT_BYTES // 8
+_STRIDE = _RESULTS + HELD * _WORDS
+_THERE = 1 << 62
 
 
 class Phase(IntEnum):
-    """What a worker is doing. Written by the worker, except FREE, which is the supervisor's."""
+    """What a worker is doing. Written by the worker, except FREE and DEAD, which are the supervisor's."""
 
     FREE = 0
     BOOTING = 1
     IDLE = 2
     BUSY = 3
-    DRAINING = 4
+    DEAD = 4
 
 
 class Order(IntEnum):
@@ -46,11 +51,12 @@ class Slot:
 
     def __init__(self, cells: memoryview, index: int) -> None:
         self._cells = cells
+        self._bytes = cells.cast("B")
         self.index = index
 
     def assign(self, worker: str) -> None:
         """The supervisor gives the slot to a new incarnation: everything of the last one is gone."""
-        for i in range(_STRIDE):
+        for i in range(_RESULTS):
             self._cells[i] = 0
         high, low = divmod(uuid.UUID(worker).int, 1 << 64)
         self._cells[_ID_HIGH], self._cells[_ID_LOW] = high, low
@@ -112,11 +118,30 @@ class Slot:
 
     def hold(self, place: int, digest: int) -> None:
         """A claimed job arrived (0: it is settled)."""
+        self._cells[_RESULTS + place * _WORDS] = 0
         self._cells[_FIELDS + place] = digest
 
     def held(self) -> set[int]:
         """Digests of all claims that the worker knows of."""
         return set(self._cells[_FIELDS:_STRIDE].tolist())
+
+    def keep(self, place: int, result: bytes, seen: int) -> None:
+        """A held job has succeeded: whoever finds this worker dead can settle it. Large results are not kept."""
+        if len(result) <= RESULT_BYTES:
+            at = _RESULTS + place * _WORDS
+            self._bytes[8 * at + 8 : 8 * at + 8 + len(result)] = result
+            self._cells[at] = _THERE | seen << 16 | len(result)  # last, and in one store: never half there
+
+    def kept(self) -> dict[int, tuple[str, int]]:
+        """Of jobs that are not settled: their digest, their result, and the last checkpoint that their run saw."""
+        found = {}
+        for place in range(HELD):
+            digest, at = self._cells[_FIELDS + place], _RESULTS + place * _WORDS
+            word = self._cells[at]
+            if digest and word:
+                result = bytes(self._bytes[8 * at + 8 : 8 * at + 8 + (word & 0xFFFF)])
+                found[digest] = (result.decode(), (word & ~_THERE) >> 16)
+        return found
 
     # ----------------------------------------------------------------------------------- what it runs now
 
@@ -165,4 +190,8 @@ class Slots:
 
     def used(self) -> list[Slot]:
         """Slots that have a worker."""
-        return [slot for slot in self._slots if slot.phase != Phase.FREE and slot.worker is not None]
+        return [slot for slot in self._slots if slot.phase not in (Phase.FREE, Phase.DEAD) and slot.worker is not None]
+
+    def of(self, worker: str) -> Slot | None:
+        """The slot of this incarnation, dead or alive."""
+        return next((slot for slot in self._slots if slot.worker == worker), None)

@@ -17,8 +17,6 @@ import msgspec
 
 from pgqueue.errors import BadValue, ValueTooLarge
 
-DEFAULT_LIMIT = 1024 * 1024
-"""Largest input or result in bytes, unless the database says otherwise (``pgqueue.installation.max_bytes``)."""
 MAX_ERROR = 64 * 1024
 _ADVICE = "Use JSON types, or give it a type hint that says how to read it back."
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -42,7 +40,7 @@ or give it a type hint that says how to read it back.
         except (TypeError, NameError):  # a hint that JSON knows nothing about, such as Iterator[int]
             self._decoder = msgspec.json.Decoder(Any)
 
-    def encode(self, value: Any, what: str, limit: int = DEFAULT_LIMIT) -> str:
+    def encode(self, value: Any, what: str, limit: int | None = None) -> str:
         """JSON text of a value. BadValue if it would not come back unchanged; ``what`` names it in the message."""
         if value is None:
             return "null"
@@ -51,7 +49,7 @@ or give it a type hint that says how to read it back.
             text = data.decode()
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise BadValue(f"{what} cannot be stored as JSON: {_reason(error)}. {_ADVICE}") from None
-        if len(data) > limit:
+        if limit is not None and len(data) > limit:
             raise ValueTooLarge(
                 f"{what} has {len(data)} bytes, the limit is {limit}. Keep large data in a table of your own and pass its key."
             )

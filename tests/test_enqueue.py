@@ -354,3 +354,20 @@ def test_json_of_descriptions_refuses_what_it_does_not_know(conn: psycopg.Connec
         with pytest.raises(psycopg.Error):
             conn.execute("SELECT pgqueue.enqueue_workflows(%s::json)", (jobs,))
     assert conn.execute("SELECT count(*) FROM pgqueue.enqueue_workflows(%s::json)", (json.dumps([]),)).fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    "retry", ["3", '{"attemps": 3}', '{"attempts": "x"}', '{"attempts": 0}', '{"backoff": -1}', '{"jitter": 1}']
+)
+def test_bad_retry_from_sql_is_refused_at_the_door(app: App, conn: psycopg.Connection[Any], retry: str) -> None:
+    with pytest.raises(psycopg.Error, match="retry"):
+        conn.execute("SELECT pgqueue.enqueue_workflow('send', options => %s::jsonb)", (f'{{"retry": {retry}}}',))
+    assert ids(conn) == []
+
+
+def test_the_database_says_how_large_an_input_may_be(app: App, conn: psycopg.Connection[Any]) -> None:
+    conn.execute("UPDATE pgqueue.installation SET max_bytes = 4000000")
+    with Client(app.dsn) as client:
+        client.enqueue("any", {"a": "x" * 3_000_000}, queue="default")
+        with pytest.raises(ValueTooLarge):
+            client.enqueue("any", {"a": "x" * 5_000_000}, queue="default")

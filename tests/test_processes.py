@@ -286,7 +286,8 @@ def test_sessions_are_replaced_when_they_are_terminated(bank_db: psycopg.Connect
         wait_for(progress, 60, f"progress\n{work.log()}")
         bank_db.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND pid <> pg_backend_pid() AND application_name LIKE 'pgqueue:%' AND application_name <> 'pgqueue:client' ORDER BY random() LIMIT 1"
+            "AND pid <> pg_backend_pid() AND application_name LIKE 'pgqueue:%' AND application_name <> 'pgqueue:client' "
+            "ORDER BY random() LIMIT 1"
         )
     wait_for(lambda: states(bank_db) == {"succeeded": 600}, 60, f"the end\n{work.log()}")
     assert violations(bank_db) == []
@@ -309,3 +310,38 @@ def test_a_stopped_worker_is_killed_when_its_lease_is_taken(
     assert run(bank_db, protocol.fence_worker(worker[0], None, "by the test"))
     wait_for(lambda: not alive(pid), 30, f"the fenced worker to be killed\n{work.log()}")
     assert bank.deposit.enqueue(1, 1).result(timeout=30) == "told 1"
+
+
+def test_what_was_finished_is_not_run_again_when_a_neighbour_crashes(
+    bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path
+) -> None:
+    """Twenty jobs and one that kills its worker, in one claim. Their results were not settled yet when it died."""
+    tellers = bank.app.enqueue_many(bank.notify.map(range(20)))
+    warm = bank.app.enqueue_many([bank.noop.call()] * 2000)  # so that the worker claims many at once
+    bank_db.execute("UPDATE pgqueue.ready SET pos = pos + 10000 WHERE job_id = ANY (%s::uuid[])", ([job.id for job in tellers],))
+    bank_db.execute("ALTER SEQUENCE pgqueue.position RESTART WITH 20000")
+    poison = bank.suicidal.enqueue()
+    bank_db.execute("UPDATE pgqueue.ready SET lane = 11, queue = 'default'")
+    workers.burst("tests.apps.bank:app", "-w", "1")
+    assert {job.status() for job in [*tellers, *warm]} == {"succeeded"}
+    assert poison.status() == "failed"
+    assert sorted(bank_file.read_text().split()) == sorted(f"{job.id}:0" for job in tellers), "each ran once"
+    assert {row[0] for row in bank_db.execute("SELECT job_id::text FROM pgqueue.attempts")} == {poison.id}
+
+
+def test_no_queue_starves_another(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
+    bank.app.enqueue_many([bank.noop.call()] * 3000)
+    bank.app.enqueue_many([bank.deposit.call(1, 1)] * 10)  # in another queue, behind them
+    workers.burst("tests.apps.bank:app", "-w", "1")
+    rank = bank_db.execute("""SELECT max(n) FROM (
+        SELECT j.queue, row_number() OVER (ORDER BY o.finished_at) AS n FROM pgqueue.job j JOIN pgqueue.outcome o ON o.job_id = j.id
+        ) x WHERE queue = 'payments'""").fetchone()
+    assert rank is not None
+    assert rank[0] < 2500, "a queue waits for its turn, not for the end of the others"
+
+
+def test_quit_while_idle_is_a_clean_end(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
+    work = workers.start("tests.apps.bank:app", "-w", "2")
+    ready(bank_db, work, 2)
+    work.signal(signal.SIGQUIT)
+    assert work.wait() == 0, work.log()

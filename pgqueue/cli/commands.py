@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 import psycopg
+from click.core import ParameterSource
 
 from pgqueue import database, migrate, protocol
 from pgqueue._version import __version__
@@ -71,6 +72,12 @@ def run() -> None:
         sys.exit(130)
 
 
+def _only_from_the_command_line(dsn: str | None) -> str | None:
+    """The option --dsn where it was really typed: what an App says beats the environment, but not that."""
+    source = click.get_current_context().get_parameter_source("dsn")
+    return dsn if source is ParameterSource.COMMANDLINE else None
+
+
 def _ask(dsn: str | None, call: protocol.Call[T]) -> T:
     with database.connect(database.dsn_from(dsn), "pgqueue:cli") as conn:
         return database.run(conn, call)
@@ -93,7 +100,9 @@ def migrate_command(target: str | None, check: bool, sql: bool, dsn: str | None)
         click.echo("COMMIT;")
         return
     app = load_app(target) if target else None
-    with database.connect(database.dsn_from(dsn or (app.dsn if app else None)), "pgqueue:migrate") as conn:
+    with database.connect(
+        database.dsn_from((_only_from_the_command_line(dsn) or app.dsn) if app else dsn), "pgqueue:migrate"
+    ) as conn:
         if check:
             pending = migrate.pending(conn)
             if pending:
@@ -130,11 +139,9 @@ def work(
     if lease < 1:
         raise BadValue(f"a lease of {lease:g} s is too short to tell a dead worker from a slow one: use at least 1s")
     log_to_stderr(10 if verbose else 20)
-    explicit = click.get_current_context().get_parameter_source("dsn")
-    from_command_line = explicit is not None and explicit.name == "COMMANDLINE"
     settings = WorkSettings(
         target=target,
-        dsn=dsn if from_command_line or dsn_first else None,  # otherwise what the App says beats the environment
+        dsn=dsn if dsn_first else _only_from_the_command_line(dsn),  # otherwise what the App says beats the environment
         workers=workers,
         queues=tuple(filter(None, (part.strip() for part in queues.split(",")))),
         drain_timeout=drain_timeout,

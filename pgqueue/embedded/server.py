@@ -81,8 +81,8 @@ class Embedded:
             listens on TCP too; the DSN remains that of the socket.
 
     Example:
-        >>> with Embedded(Path(".pgqueue")) as server:
-        ...     psycopg.connect(server.dsn)
+        with Embedded(Path(".pgqueue")) as server:
+            psycopg.connect(server.dsn)
     """
 
     def __init__(self, data: Path, *, version: int | None = None, settings: Mapping[str, str] | None = None) -> None:

@@ -85,7 +85,7 @@ class Housekeeper:
         """Until the supervisor is gone."""
         while True:
             for worker, (started, reason) in list(self._deaths.items()):
-                recovery.bury(conn, worker, started, reason)
+                recovery.bury(conn, worker, self._slots.of(worker), started, reason)
                 self._deaths.pop(worker)
                 self._say("reaped", worker)
             now = time.monotonic()
@@ -212,6 +212,6 @@ class Housekeeper:
     def _inherit(self, conn: psycopg.Connection[Any]) -> None:
         """Give back what the supervisor's workers held, and leave: nobody has to wait for the leases."""
         for worker, _, _ in self._kill_orphans():
-            recovery.bury(conn, worker, 0, None)
+            recovery.bury(conn, worker, self._slots.of(worker), 0, None)
         for worker, (started, reason) in self._deaths.items():
-            recovery.bury(conn, worker, started, reason)
+            recovery.bury(conn, worker, self._slots.of(worker), started, reason)

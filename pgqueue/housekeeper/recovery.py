@@ -22,13 +22,20 @@ log = logging.getLogger(__name__)
 PATIENCE = 2.0  # seconds to wait for the sessions of a dead worker; what they still hold is reaped in the next round
 
 
-def bury(conn: psycopg.Connection[Any], worker: str, started: int, reason: str | None) -> None:
-    """A worker of this host has died: its jobs are ready again. ``started``: the job it was running, which is charged."""
+def bury(conn: psycopg.Connection[Any], worker: str, slot: Slot | None, started: int, reason: str | None) -> None:
+    """A worker of this host has died: what it had finished is settled, its other jobs are ready again. ``started``: the job it
+    was running, which is charged."""
     run(conn, protocol.fence_worker(worker, None, reason or "ended by its supervisor"))
-    charged = []
-    if started:
-        charged = [job for job, token, _ in run(conn, protocol.held_claims([worker])) if digest(job, token) == started]
-    reap_all(conn, worker, charged, "crash", reason)
+    held = {digest(job, token): (job, token) for job, token, _ in run(conn, protocol.held_claims([worker]))}
+    kept = slot.kept() if slot is not None else {}
+    finished = [
+        Settlement(ClaimedJob(*held[key], "", "", "", 0, None), "succeeded", result, seen)
+        for key, (result, seen) in kept.items()
+        if key in held
+    ]
+    if finished:
+        run(conn, protocol.settle(finished))
+    reap_all(conn, worker, [held[started][0]] if started in held else [], "crash", reason)
 
 
 def reap_all(conn: psycopg.Connection[Any], worker: str, started: Sequence[str], kind: str, reason: str | None) -> None:

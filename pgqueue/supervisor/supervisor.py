@@ -28,7 +28,7 @@ from pgqueue.worker.process import work
 
 log = logging.getLogger(__name__)
 
-SPARE_SLOTS = 64
+SPARE_SLOTS = 16  # so that a dead worker's slot can be kept until its jobs are given back
 RESPAWN_FIRST, RESPAWN_LONGEST = 0.1, 30.0  # seconds
 STABLE_AFTER = 10.0  # seconds of life, or one finished job, after which a death says nothing about the next start
 BOOT_FAILURES = 5  # in a row, by workers that never got to work: a crash loop
@@ -58,8 +58,6 @@ class Child:
 class Place:
     """One of the N workers that there should be, across its incarnations."""
 
-    slot: Slot
-    wake: tuple[int, int]
     child: Child | None = None
     next_start: float = 0.0
     delay: float = RESPAWN_FIRST
@@ -86,9 +84,11 @@ class Supervisor:
             return facts
         self._facts = facts
         self._life, self._life_held = os.pipe()
-        self._slots = Slots(self.settings.workers + SPARE_SLOTS)
-        self._places = [Place(self._slots[i], _pipe()) for i in range(self.settings.workers)]
+        self._slots = Slots(2 * self.settings.workers + SPARE_SLOTS)
+        self._wakes = [_pipe() for _ in self._slots]
+        self._places = [Place() for _ in range(self.settings.workers)]
         self._start_housekeeper()
+        log.info("%s: %d workers for %s", self.settings.target, self.settings.workers, ", ".join(facts.queues))
         while not self._finished():
             self._start_due()
             self._sleep()
@@ -124,7 +124,7 @@ class Supervisor:
         ours.setblocking(False)
 
         def run() -> int:
-            facts, wakes = self._facts, [place.wake[1] for place in self._places]
+            facts, wakes = self._facts, [write for _, write in self._wakes]
             return Housekeeper(self.settings, facts.dsn, facts.queues, self._slots, wakes, theirs, self._life).run()
 
         self._to_housekeeper = ours
@@ -147,14 +147,19 @@ class Supervisor:
 
     def _start_worker(self, place: Place) -> None:
         worker = str(uuid.uuid4())
-        place.slot.assign(worker)
-        settings, slot, wake = self.settings, place.slot, place.wake
+        settings, slot = self.settings, self._unused_slot()
+        wake = self._wakes[slot.index]
+        slot.assign(worker)
         failpoint("supervisor.before_fork")
         close = [*self._private(), self._to_housekeeper.fileno(), self._life]
         pid = fork(lambda: work(settings, worker, slot, wake), close, dies_with_us=True)
-        place.slot.pid = pid
-        place.child = Child(pid, worker, place.slot, time.monotonic())
+        slot.pid = pid
+        place.child = Child(pid, worker, slot, time.monotonic())
         log.info("worker %s started", worker, extra={"worker_pid": pid})
+
+    def _unused_slot(self) -> Slot:
+        """A free slot; if there is none, because the database is away and many have died, the one of some dead worker."""
+        return min((slot for slot in self._slots if slot.phase in (Phase.FREE, Phase.DEAD)), key=lambda slot: slot.phase)
 
     # ------------------------------------------------------------------------------------------- the loop
 
@@ -199,8 +204,9 @@ class Supervisor:
         failpoint("drain.signal")
         self._drain_until = time.monotonic() + self.settings.drain_timeout
         for place in self._places:
-            place.slot.order = Order.DRAIN
-            _poke(place.wake[1])
+            if place.child is not None:
+                place.child.slot.order = Order.DRAIN
+                _poke(self._wakes[place.child.slot.index][1])
 
     def stop_now(self) -> None:
         """Give back what runs."""
@@ -213,9 +219,10 @@ class Supervisor:
         for place in self._places:
             child = place.child
             if child is not None and not child.ended_by_us:
-                log.warning("worker %s is still busy at the deadline: its jobs are given back", child.worker)
                 child.ended_by_us = True
-                self._exit = Exit.GIVEN_BACK
+                if child.slot.held() != {0}:
+                    log.warning("worker %s is still busy at the deadline: its jobs are given back", child.worker)
+                    self._exit = Exit.GIVEN_BACK
                 _kill_group(child.pid)
         self._drain_until = time.monotonic() + 1.0  # and look again
 
@@ -247,10 +254,11 @@ class Supervisor:
         place.child = None
         asked_to_go = self._draining and code == 0
         charged = not child.ended_by_us and not asked_to_go
-        booted, worked = place.slot.phase != Phase.BOOTING, place.slot.done > 0
+        slot = child.slot
+        booted, worked = slot.phase != Phase.BOOTING, slot.done > 0
         reason = _describe(code) + (" (perhaps out of memory)" if code == -signal.SIGKILL and charged else "")
-        death = Death(child.worker, place.slot.started if charged else 0, reason if charged else None)
-        place.slot.free()
+        death = Death(child.worker, slot.started if charged else 0, reason if charged else None)
+        slot.phase = Phase.DEAD  # and kept until the housekeeper has read from it what was finished
         log.log(logging.WARNING if charged else logging.INFO, "worker %s ended: %s", child.worker, reason)
         self._deaths[death.worker] = death
         self._tell(death)
@@ -283,6 +291,9 @@ class Supervisor:
             message = msgspec.json.decode(data, type=dict[str, str])
             if "reaped" in message:
                 self._deaths.pop(message["reaped"], None)
+                slot = self._slots.of(message["reaped"])
+                if slot is not None and slot.phase == Phase.DEAD:
+                    slot.free()
             if "fenced" in message:
                 self._kill_fenced(message["fenced"])
             if "finished" in message:

@@ -25,7 +25,7 @@ from pgqueue import database, protocol
 from pgqueue.errors import DatabaseUnreachable
 from pgqueue.failpoints import failpoint
 from pgqueue.ids import digest, new_token
-from pgqueue.model import ClaimedJob, Settlement
+from pgqueue.model import LANES, ClaimedJob, Settlement
 from pgqueue.slots import HELD, Order, Phase, Slot
 from pgqueue.worker.hints import ScanHints
 from pgqueue.worker.pace import MOST, Pace
@@ -80,6 +80,8 @@ class Claims(threading.Thread):
     def done(self, job: ClaimedJob, settlement: Settlement | None, seconds: float) -> None:
         """The job was run; None: there is nothing (left) to settle."""
         self._pace.ran(seconds)
+        if settlement is not None and settlement.how == "succeeded" and settlement.result is not None:
+            self._slot.keep(job.place, settlement.result.encode(), settlement.seen)
         self._finished.append(settlement or Settlement(job, "nothing"))
         self._active = False
         if len(self._finished) == 1 or not self._inbox:
@@ -202,12 +204,7 @@ class Claims(threading.Thread):
                 self._slot.announce(token)
                 failpoint("claim.before")
                 newest = database.send(conn, protocol.newest_position())
-                claimed = database.send(
-                    conn,
-                    protocol.claim(
-                        self._worker, token, self._queues, self._names, want, self._hints.next(), self._rounds % 16 == 0
-                    ),
-                )
+                claimed = database.send(conn, self._claim(token, want))
         if batch:
             failpoint("settle.committed")
             self._unsettled = waiting + self._acknowledge(batch, answers())
@@ -219,6 +216,14 @@ class Claims(threading.Thread):
         self._receive([job for job, _ in found])
         self._slot.announce(0)
         return len(found)
+
+    def _claim(self, token: int, want: int) -> protocol.Call[list[tuple[ClaimedJob, int]]]:
+        """The next claim. Each begins with another queue, so that a full one does not starve the others; every 16th reads the
+        lanes backwards, so that no priority starves."""
+        first = self._rounds % len(self._queues)
+        queues, hints = self._queues, self._hints.next()
+        queues, hints = queues[first:] + queues[:first], hints[LANES * first :] + hints[: LANES * first]
+        return protocol.claim(self._worker, token, queues, self._names, want, hints, self._rounds // len(queues) % 16 == 15)
 
     def _receive(self, jobs: Sequence[ClaimedJob]) -> None:
         for job in jobs:

@@ -38,7 +38,7 @@ def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int])
     if settings.dsn:  # beats what the App says, for what its jobs enqueue too
         app.client.pool.given_dsn = settings.dsn
     dsn = app.dsn
-    max_bytes = app.max_bytes = register(app, dsn, worker)
+    max_bytes = register(app, dsn, worker)
     slot.set_registered()
     slot.phase = Phase.BUSY
     claims = Claims(dsn, worker, queues, list(app.functions), slot, wake)

@@ -47,6 +47,13 @@ BEGIN
             PERFORM pgqueue.refuse('PQ004', format('the delay %s is negative', item.delay));
         ELSIF item.max_crashes < 1 THEN
             PERFORM pgqueue.refuse('PQ004', format('max_crashes %s is less than 1', item.max_crashes));
+        ELSIF jsonb_typeof(item.retry) <> 'object' OR item.retry - '{attempts,backoff,cap,jitter}'::text[] <> '{}'
+              OR jsonb_typeof(coalesce(item.retry -> 'attempts', '1')) <> 'number' OR (item.retry ->> 'attempts')::numeric < 1
+              OR jsonb_typeof(coalesce(item.retry -> 'backoff', '1')) <> 'number' OR (item.retry ->> 'backoff')::numeric < 0
+              OR jsonb_typeof(coalesce(item.retry -> 'cap', '1')) <> 'number' OR (item.retry ->> 'cap')::numeric < 0
+              OR jsonb_typeof(coalesce(item.retry -> 'jitter', 'true')) <> 'boolean' THEN
+            PERFORM pgqueue.refuse('PQ004', format('retry %s cannot be used', item.retry),
+                'An object: {"attempts": 5, "backoff": seconds, "cap": seconds, "jitter": true}, each of them optional.');
         ELSIF item.run_at IN ('infinity', '-infinity') OR item.run_at >= '9999-01-01' OR item.delay > interval '1000 years' THEN
             PERFORM pgqueue.refuse('PQ004', 'a job can be due until the year 9999');
         ELSIF octet_length(item.key) > 512 OR octet_length(item.id) NOT BETWEEN 1 AND 512 THEN
