@@ -109,6 +109,7 @@ class Housekeeper:
         if conn.fileno() in readable:
             for _ in conn.notifies(timeout=0):
                 self._wake_idle()
+                self._due[self._promote] = 0.0  # something may be due before our next look
                 break
         if not self._listening and self._idle():
             self._due[self._look_for_work] = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from pgqueue.protocol import Call
 from pgqueue.runtime.connection import StepConnection
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Restart(BaseException):
@@ -35,7 +37,8 @@ class Session:
         while self._conn is None or self._conn.closed:
             try:
                 self._conn = database.connect_as(StepConnection, self._dsn, f"pgqueue:{self._worker}:step")
-            except DatabaseUnreachable:
+            except DatabaseUnreachable as error:
+                log.warning("%s", error)
                 tries += 1
                 time.sleep(database.backoff(tries))
         return self._conn

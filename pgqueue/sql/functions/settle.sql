@@ -70,6 +70,8 @@ BEGIN
     SELECT array_agg(h.job_id) INTO settled FROM held h
      WHERE (SELECT count(*) FROM conflicts) >= 0;
 
+    PERFORM pgqueue.wake_idle() FROM unnest(how, details) AS g(how, detail)
+      WHERE g.how = 'retry' AND (g.detail ->> 'delay')::float8 < 1 LIMIT 1;   -- due before anybody would look
     IF coalesce(cardinality(settled), 0) < cardinality(jobs) THEN
         RETURN QUERY
         SELECT g.job_id, CASE WHEN r.job_id IS NOT NULL AND pgqueue.continues(g.job_id, g.seen) THEN 'busy' ELSE 'lost' END
