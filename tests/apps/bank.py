@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from pgqueue import App, Queue, Retry, current
+from pgqueue import App, Queue, Retry, StepFailed, current
 
 app = App(queues=[Queue("payments")])
 
@@ -102,3 +102,17 @@ def starts_a_child(seconds: float) -> None:
     child = subprocess.Popen(["sleep", str(seconds)])
     write_outside(f"child {child.pid}")
     child.wait()
+
+
+@app.step(retry=Retry(2, backoff=0.05))
+def hopeless() -> None:
+    raise RuntimeError("hopeless")
+
+
+@app.workflow(max_crashes=1000)
+def survives() -> str:
+    try:
+        hopeless()
+    except StepFailed as error:
+        return f"caught {error.type}"
+    return "?"
