@@ -2,7 +2,7 @@
 
 A run holds the job's claim. It calls the function, replays the steps that have a checkpoint, runs the next ones, and ends
 with a Settlement. When the connection is lost it forgets what it knows and replays from the database: a reconnect is a
-small crash.
+small crash. (Longer than other modules: all that can end a run, and must agree about it, is in one place.)
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from pgqueue.config import Exit, WorkSettings
 from pgqueue.failpoints import failpoint
 from pgqueue.housekeeper.housekeeper import Housekeeper
 from pgqueue.slots import Order, Phase, Slot, Slots
+from pgqueue.supervisor.child import RESPAWN_FIRST, RESPAWN_LONGEST, Child, Death, Place, describe, kill_group, pipe, poke
 from pgqueue.supervisor.fork import fork
 from pgqueue.supervisor.probe import Facts, probe, read_facts
 from pgqueue.worker.process import work
@@ -29,38 +30,9 @@ from pgqueue.worker.process import work
 log = logging.getLogger(__name__)
 
 SPARE_SLOTS = 16  # so that a dead worker's slot can be kept until its jobs are given back
-RESPAWN_FIRST, RESPAWN_LONGEST = 0.1, 30.0  # seconds
 STABLE_AFTER = 10.0  # seconds of life, or one finished job, after which a death says nothing about the next start
 BOOT_FAILURES = 5  # in a row, by workers that never got to work: a crash loop
 FAREWELL = 5.0  # seconds for the housekeeper to give the last jobs back
-
-
-class Death(msgspec.Struct):
-    """What the housekeeper has to know about a worker that died."""
-
-    worker: str
-    started: int  # digest of the job it was running; 0: none
-    reason: str | None  # None: we ended it, nobody is charged
-
-
-@dataclass
-class Child:
-    """A worker process."""
-
-    pid: int
-    worker: str
-    slot: Slot
-    born: float
-    ended_by_us: bool = False
-
-
-@dataclass
-class Place:
-    """One of the N workers that there should be, across its incarnations."""
-
-    child: Child | None = None
-    next_start: float = 0.0
-    delay: float = RESPAWN_FIRST
 
 
 @dataclass
@@ -85,7 +57,7 @@ class Supervisor:
         self._facts = facts
         self._life, self._life_held = os.pipe()
         self._slots = Slots(2 * self.settings.workers + SPARE_SLOTS)
-        self._wakes = [_pipe() for _ in self._slots]
+        self._wakes = [pipe() for _ in self._slots]
         self._places = [Place() for _ in range(self.settings.workers)]
         self._start_housekeeper()
         log.info("%s: %d workers for %s", self.settings.target, self.settings.workers, ", ".join(facts.queues))
@@ -101,7 +73,7 @@ class Supervisor:
     # ---------------------------------------------------------------------------------------------- starting
 
     def _listen_to_signals(self) -> None:
-        self._wakeup, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
+        self._wakeup, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else pipe()
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)  # the wake-up descriptor says which; a handler that raises would be a trap
@@ -206,7 +178,7 @@ class Supervisor:
         for place in self._places:
             if place.child is not None:
                 place.child.slot.order = Order.DRAIN
-                _poke(self._wakes[place.child.slot.index][1])
+                poke(self._wakes[place.child.slot.index][1])
 
     def stop_now(self) -> None:
         """Give back what runs."""
@@ -223,7 +195,7 @@ class Supervisor:
                 if child.slot.held() != {0}:
                     log.warning("worker %s is still busy at the deadline: its jobs are given back", child.worker)
                     self._exit = Exit.GIVEN_BACK
-                _kill_group(child.pid)
+                kill_group(child.pid)
         self._drain_until = time.monotonic() + 1.0  # and look again
 
     # ----------------------------------------------------------------------------------------------- deaths
@@ -240,13 +212,13 @@ class Supervisor:
             pid = dead.si_pid
             place = next((p for p in self._places if p.child is not None and p.child.pid == pid), None)
             if place is not None and place.child is not None:
-                _kill_group(pid)  # what the job had started dies with it; not reaped yet, so the number is still its own
+                kill_group(pid)  # what the job had started dies with it; not reaped yet, so the number is still its own
             _, status = os.waitpid(pid, 0)
             failpoint("supervisor.child_reaped")
             if place is not None and place.child is not None:
                 self._bury(place, place.child, os.waitstatus_to_exitcode(status))
             elif pid == self._housekeeper:
-                log.warning("the housekeeper ended (%s), starting another", _describe(os.waitstatus_to_exitcode(status)))
+                log.warning("the housekeeper ended (%s), starting another", describe(os.waitstatus_to_exitcode(status)))
                 self._to_housekeeper.close()
                 self._start_housekeeper()
 
@@ -256,7 +228,7 @@ class Supervisor:
         charged = not child.ended_by_us and not asked_to_go
         slot = child.slot
         booted, worked = slot.phase != Phase.BOOTING, slot.done > 0
-        reason = _describe(code) + (" (perhaps out of memory)" if code == -signal.SIGKILL and charged else "")
+        reason = describe(code) + (" (perhaps out of memory)" if code == -signal.SIGKILL and charged else "")
         death = Death(child.worker, slot.started if charged else 0, reason if charged else None)
         slot.phase = Phase.DEAD  # and kept until the housekeeper has read from it what was finished
         log.log(logging.WARNING if charged else logging.INFO, "worker %s ended: %s", child.worker, reason)
@@ -305,7 +277,7 @@ class Supervisor:
                 log.warning("worker %s has lost its lease: killing it", worker)
                 failpoint("supervisor.before_kill")
                 place.child.ended_by_us = True
-                _kill_group(place.child.pid)
+                kill_group(place.child.pid)
 
     # ---------------------------------------------------------------------------------------------- leaving
 
@@ -314,7 +286,7 @@ class Supervisor:
         self._wait_until(lambda: not self._deaths)
         os.close(self._life_held)
         if not self._wait_until(self._housekeeper_is_gone):
-            _kill_group(self._housekeeper)
+            kill_group(self._housekeeper)
         if self._deaths and self._exit == Exit.OK:
             self._exit = Exit.GIVEN_BACK  # the database is away: others will reap when the lease is over
         log.info("stopped")
@@ -334,33 +306,3 @@ class Supervisor:
             return os.waitpid(self._housekeeper, os.WNOHANG)[0] == self._housekeeper
         except ChildProcessError:
             return True
-
-
-def _pipe() -> tuple[int, int]:
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    os.set_blocking(write, False)
-    return read, write
-
-
-def _poke(descriptor: int) -> None:
-    try:
-        os.write(descriptor, b".")
-    except BlockingIOError:
-        pass
-
-
-def _kill_group(pid: int) -> None:
-    """The process and what it started. The process itself too, in case it died before it could make its group."""
-    for kill in (os.killpg, os.kill):
-        try:
-            kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
-
-
-def _describe(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else f"signal {-code}"
-    return f"killed by {name}"

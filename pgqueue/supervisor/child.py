@@ -1,0 +1,71 @@
+"""What the supervisor remembers of its children, and the few things that one does to a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+
+import msgspec
+
+from pgqueue.slots import Slot
+
+RESPAWN_FIRST, RESPAWN_LONGEST = 0.1, 30.0  # seconds
+
+
+class Death(msgspec.Struct):
+    """What the housekeeper has to know about a worker that died."""
+
+    worker: str
+    started: int  # digest of the job it was running; 0: none
+    reason: str | None  # None: we ended it, nobody is charged
+
+
+@dataclass
+class Child:
+    """A worker process."""
+
+    pid: int
+    worker: str
+    slot: Slot
+    born: float
+    ended_by_us: bool = False
+
+
+@dataclass
+class Place:
+    """One of the N workers that there should be, across its incarnations."""
+
+    child: Child | None = None
+    next_start: float = 0.0
+    delay: float = RESPAWN_FIRST
+
+
+def pipe() -> tuple[int, int]:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.set_blocking(write, False)
+    return read, write
+
+
+def poke(descriptor: int) -> None:
+    try:
+        os.write(descriptor, b".")
+    except BlockingIOError:
+        pass
+
+
+def kill_group(pid: int) -> None:
+    """The process and what it started. The process itself too, in case it died before it could make its group."""
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def describe(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else f"signal {-code}"
+    return f"killed by {name}"
