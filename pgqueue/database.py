@@ -20,7 +20,7 @@ from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgqueue import protocol
-from pgqueue.errors import BY_SQLSTATE, DatabaseUnreachable, NotConfigured, PgQueueError, SchemaMissing
+from pgqueue.errors import BY_SQLSTATE, Configuration, DatabaseUnreachable, NotConfigured, PgQueueError, SchemaMissing
 from pgqueue.protocol import Call
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def connect_as(kind: type[C], dsn: str, name: str) -> C:
     try:
         params: dict[str, Any] = {**_NETWORK, **conninfo.conninfo_to_dict(dsn), "application_name": name}
     except psycopg.ProgrammingError:
-        raise DatabaseUnreachable(
+        raise Configuration(
             "the DSN cannot be parsed: use postgresql://user:password@host:5432/database, or key=value pairs"
         ) from None
     try:

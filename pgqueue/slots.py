@@ -151,19 +151,21 @@ class Slot:
         self._cells[_STARTED] = digest
 
     def end(self) -> None:
-        """The job's code has returned."""
-        self._cells[_STARTED] = 0
+        """The job's code has returned. It remains the one to charge until the next begins: a death may still be its doing, and
+        once it is settled there is nothing left to charge."""
+        self._cells[_SINCE] = 0
         self._cells[_DONE] += 1
 
     @property
     def started(self) -> int:
-        """Digest of the job whose code runs now; 0: none."""
+        """Digest of the job whose code runs now, or ran last; 0: none did."""
         return self._cells[_STARTED]
 
     @property
     def running_for(self) -> float:
-        """For how many seconds it has been running."""
-        return (time.monotonic_ns() - self._cells[_SINCE]) / 1e9 if self._cells[_STARTED] else 0.0
+        """For how many seconds a job's code has been running; 0: none is."""
+        since = self._cells[_SINCE]
+        return (time.monotonic_ns() - since) / 1e9 if since else 0.0
 
     @property
     def done(self) -> int:

@@ -78,7 +78,7 @@ def test_unreachable_database() -> None:
 
 
 def test_wrong_dsn(dsn: str) -> None:
-    error = refused(69, "status", says="cannot be parsed", dsn="postgresql://me:hunter2@[host/x")
+    error = refused(78, "status", says="cannot be parsed", dsn="postgresql://me:hunter2@[host/x")
     assert "hunter2" not in error
     error = refused(69, "status", says="cannot connect", dsn=dsn.replace("dbname=", "dbname=no_such_"))
     assert "does not exist" in error

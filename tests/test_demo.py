@@ -393,7 +393,7 @@ def test_the_demo_says_in_one_line_why_not(place: Path, server: Server) -> None:
         assert len(err.splitlines()) == 1 or code == 64
 
     refused(69, "cannot connect", dsn="postgresql://postgres:hunter2@127.0.0.1:1/shop")
-    refused(69, "cannot be parsed", "--dsn", "shop://")
+    refused(78, "cannot be parsed", "--dsn", "shop://")
     refused(64, "--orders", "--orders", "0")
     with connect(server.dsn, "tests") as conn:
         conn.execute("DROP ROLE IF EXISTS pgqueue_test_poor")

@@ -344,3 +344,37 @@ def test_quit_while_idle_is_a_clean_end(bank_db: psycopg.Connection[Any], worker
     ready(bank_db, work, 2)
     work.signal(signal.SIGQUIT)
     assert work.wait() == 0, work.log()
+
+
+@pytest.mark.parametrize("size", [10, 1000])
+def test_a_job_that_kills_its_process_just_after_returning_does_not_loop(
+    bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path, size: int
+) -> None:
+    """Its small result outlives the worker. A large one does not, but then the job is charged with the crash."""
+    job = bank.dies_late.enqueue("x" * size)
+    workers.start("tests.apps.bank:app", "-w", "1")
+    wait_for(lambda: job.status() in ("succeeded", "failed"), 60)
+    runs = bank_file.read_text().count("late")
+    assert runs <= (1 if size < 100 else 3)
+
+
+@pytest.mark.parametrize("how", ["exit", "raise", "return"])
+def test_a_forked_child_does_not_become_a_second_worker(bank_db: psycopg.Connection[Any], workers: Workers, how: str) -> None:
+    jobs = [bank.forks.enqueue(how), bank.forks_in_transaction.enqueue(1), bank.deposit.enqueue(2, 5)]
+    workers.burst("tests.apps.bank:app", "-w", "1")
+    assert [job.result(timeout=1) for job in jobs] == ["parent", "parent", "told 2"]
+    assert bank_db.execute("SELECT balance FROM account WHERE id = 1").fetchone() == (1,)
+    assert attempts(bank_db) == []
+
+
+def test_an_interrupt_right_after_a_term_is_part_of_it(
+    bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path
+) -> None:
+    job = bank.slow.enqueue(1.0)
+    work = workers.start("tests.apps.bank:app", "-w", "1")
+    wait_for(started(bank_file, "nap"))
+    work.signal(signal.SIGTERM)
+    wait_for(lambda: "draining" in work.log())
+    work.signal(signal.SIGINT)
+    assert work.wait() == 0, work.log()
+    assert job.result(timeout=1) == "awake"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -62,7 +63,7 @@ def migrate_command(target: str | None, check: bool, sql: bool, dsn: str | None)
             click.echo("the schema is up to date")
             return
         applied = migrate.migrate(conn)
-        click.echo(f"applied {len(applied)} migrations" if applied else "the schema was up to date")
+        click.echo(f"applied migrations: {', '.join(map(str, applied))}" if applied else "the schema was up to date")
         if app:
             database.run(conn, app.registration())
             click.echo(f"registered {len(app.queues)} queues and {len(app.functions)} workflows, steps and transactions")
@@ -83,11 +84,14 @@ def work(
     dsn: str | None,
 ) -> int:  # fmt: skip
     """Run workers until told to stop (SIGTERM or Ctrl-C: drain; SIGQUIT: stop at once, giving jobs back)."""
+    from pgqueue.supervisor.fork import die_with_parent
     from pgqueue.supervisor.supervisor import Supervisor
 
     if lease < 1:
         raise BadValue(f"a lease of {lease:g} s is too short to tell a dead worker from a slow one: use at least 1s")
     log_to_stderr(10 if verbose else 20)
+    if dsn_first:
+        die_with_parent(signal.SIGTERM)  # of pgqueue dev: its workers must not stay behind
     settings = WorkSettings(
         target=target,
         dsn=dsn if dsn_first else only_from_the_command_line(dsn),  # otherwise what the App says beats the environment

@@ -35,7 +35,8 @@ def bury(conn: psycopg.Connection[Any], worker: str, slot: Slot | None, started:
     ]
     if finished:
         run(conn, protocol.settle(finished))
-    reap_all(conn, worker, [held[started][0]] if started in held else [], "crash", reason)
+    charged = [held[started][0]] if started in held and started not in kept else []
+    reap_all(conn, worker, charged, "crash", reason)
 
 
 def reap_all(conn: psycopg.Connection[Any], worker: str, started: Sequence[str], kind: str, reason: str | None) -> None:

@@ -8,6 +8,7 @@ small crash. (Longer than other modules: all that can end a run, and must agree 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -63,6 +64,7 @@ class JobRun:
         self.queue = job.queue
         self.app = app
         self.job = job
+        self._pid = os.getpid()
         self.session = session
         self.max_bytes = max_bytes
         self.history = History(session, job)
@@ -130,6 +132,7 @@ class JobRun:
             failed = self.session.run(protocol.attempts(self.job_id, None)) + 1
             if policy.again(failed, error):
                 return self._settlement("retry", {**detail, "delay": policy.wait(failed)})
+        log.warning("job %s (%s) failed: %s", self.job_id, self.name, type(error).__qualname__)  # the message may hold payload
         return self._settlement("failed", detail)
 
     def _policy(self, function: Function[Any, Any]) -> Retry:
@@ -140,7 +143,13 @@ class JobRun:
     def _settlement(self, how: Any, detail: dict[str, Any]) -> Settlement:
         return Settlement(self.job, how, None, self.history.seen, msgspec.json.encode(detail).decode())
 
+    def only_in_the_worker(self) -> None:
+        """Where a job's code forked and its child came back here: the child ends. The connection belongs to its parent."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
     def _check_ending(self) -> None:
+        self.only_in_the_worker()
         if self._ending is not None:
             raise self._ending
 
@@ -229,7 +238,9 @@ class JobRun:
         except (Unwind, Restart, ClaimLost):
             raise
         except BaseException as error:  # noqa: BLE001 -- also SystemExit: it is the step that failed, not the worker
+            self.only_in_the_worker()
             return self._step_failed(function, seq, error)
+        self.only_in_the_worker()
         failpoint("step.after_effect")
         self._store(function, seq, text, None)
         failpoint("step.checkpointed")
@@ -294,12 +305,13 @@ class JobRun:
         """What is stored of a result. Characters that cannot be are replaced: the step has happened."""
         try:
             return function.encode_result(value, self.max_bytes)
-        except BadValue:
-            cleaned = clean(value)
-            if cleaned == value:
-                raise
+        except BadValue as error:
+            try:
+                text = function.encode_result(clean(value), self.max_bytes)
+            except BadValue:
+                raise error from None
             log.warning("job %s: %s returned NUL or lone surrogates, stored as U+FFFD", self.job_id, function.name)
-            return function.encode_result(cleaned, self.max_bytes)
+            return text
 
 
 def _enqueue_step(app: App) -> Transaction[Any, Any]:

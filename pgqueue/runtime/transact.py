@@ -48,6 +48,7 @@ def transact(run: JobRun, function: Transaction[Any, Any], seq: int, arguments: 
         try:
             value = function.fn(conn, **arguments)
         finally:
+            run.only_in_the_worker()
             run.tx = None
         failpoint("transaction.user_code_done")
         if conn.in_error:

@@ -39,6 +39,12 @@ def fork(run: Callable[[], int], close: Iterable[int], dies_with_us: bool) -> in
     return pid
 
 
+def die_with_parent(number: int) -> None:
+    """The kernel sends this signal to us when our parent dies (where it can)."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, number)
+
+
 def _child(run: Callable[[], int], close: Iterable[int], parent: int) -> None:
     code = 70
     try:

@@ -88,6 +88,8 @@ class Supervisor:
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
         if code != 0:
+            if code < 0:
+                log.error("the process that looks whether %s can be worked for was %s", self.settings.target, describe(code))
             return code if code > 0 else Exit.CRASH_LOOP
         return read_facts(data)
 
@@ -158,12 +160,9 @@ class Supervisor:
             if number == signal.SIGTERM:
                 self.drain()
             elif number == signal.SIGINT:
-                now = time.monotonic()
-                if self._draining and now - self._interrupted > 1.0:
+                if self._draining and time.monotonic() - self._interrupted > 1.0:
                     self.stop_now()
-                elif not self._draining:
-                    self._interrupted = now
-                    self.drain()
+                self.drain()
             elif number == signal.SIGQUIT:
                 self.stop_now()
         self._signals.clear()
@@ -174,6 +173,7 @@ class Supervisor:
             return
         log.info("draining, for at most %g s", self.settings.drain_timeout)
         failpoint("drain.signal")
+        self._interrupted = time.monotonic()
         self._drain_until = time.monotonic() + self.settings.drain_timeout
         for place in self._places:
             if place.child is not None:
@@ -227,7 +227,7 @@ class Supervisor:
         asked_to_go = self._draining and code == 0
         charged = not child.ended_by_us and not asked_to_go
         slot = child.slot
-        booted, worked = slot.phase != Phase.BOOTING, slot.done > 0
+        booted, worked = slot.phase != Phase.BOOTING, slot.done > 1
         reason = describe(code) + (" (perhaps out of memory)" if code == -signal.SIGKILL and charged else "")
         death = Death(child.worker, slot.started if charged else 0, reason if charged else None)
         slot.phase = Phase.DEAD  # and kept until the housekeeper has read from it what was finished

@@ -59,8 +59,8 @@ def run_jobs(app: App, claims: Claims, session: Session, slot: Slot, max_bytes: 
             log.exception("job %s (%s): internal error", job.id, job.name)
             session.discard()
             settlement = Settlement(job, "failed", None, 0, '{"failed_seqs":[],"error":' + describe(error) + "}")
-        slot.end()
         claims.done(job, settlement, time.perf_counter() - began)
+        slot.end()
 
 
 def served_queues(app: App, wanted: Sequence[str]) -> list[str]:

@@ -116,3 +116,37 @@ def survives() -> str:
     except StepFailed as error:
         return f"caught {error.type}"
     return "?"
+
+
+@app.step(retry=Retry(1))
+def dies_late(result: str) -> str:
+    """Returns well, and takes its process down a moment later."""
+    import threading
+
+    write_outside("late")
+    threading.Timer(0.0005, os._exit, (9,)).start()
+    return result
+
+
+@app.step(retry=Retry(1))
+def forks(how: str) -> str:
+    """Its child comes back into pgqueue."""
+    pid = os.fork()
+    if pid == 0:
+        if how == "exit":
+            raise SystemExit(0)
+        if how == "raise":
+            raise ValueError("child")
+        return "child"
+    os.waitpid(pid, 0)
+    return "parent"
+
+
+@app.transaction
+def forks_in_transaction(tx: psycopg.Connection[Any], account: int) -> str:
+    tx.execute("UPDATE account SET balance = balance + 1 WHERE id = %s", (account,))
+    pid = os.fork()
+    if pid == 0:
+        return "child"
+    os.waitpid(pid, 0)
+    return "parent"

@@ -49,8 +49,8 @@ BEGIN
             PERFORM pgqueue.refuse('PQ004', format('max_crashes %s is less than 1', item.max_crashes));
         ELSIF jsonb_typeof(item.retry) <> 'object' OR item.retry - '{attempts,backoff,cap,jitter}'::text[] <> '{}'
               OR jsonb_typeof(coalesce(item.retry -> 'attempts', '1')) <> 'number' OR (item.retry ->> 'attempts')::numeric < 1
-              OR jsonb_typeof(coalesce(item.retry -> 'backoff', '1')) <> 'number' OR (item.retry ->> 'backoff')::numeric < 0
-              OR jsonb_typeof(coalesce(item.retry -> 'cap', '1')) <> 'number' OR (item.retry ->> 'cap')::numeric < 0
+              OR jsonb_typeof(coalesce(item.retry -> 'backoff', '1')) <> 'number' OR (item.retry ->> 'backoff')::numeric NOT BETWEEN 0 AND 31622400000
+              OR jsonb_typeof(coalesce(item.retry -> 'cap', '1')) <> 'number' OR (item.retry ->> 'cap')::numeric NOT BETWEEN 0 AND 31622400000
               OR jsonb_typeof(coalesce(item.retry -> 'jitter', 'true')) <> 'boolean' THEN
             PERFORM pgqueue.refuse('PQ004', format('retry %s cannot be used', item.retry),
                 'An object: {"attempts": 5, "backoff": seconds, "cap": seconds, "jitter": true}, each of them optional.');
