@@ -131,7 +131,8 @@ class Claims(threading.Thread):
                 found = self._exchange(conn, batch, want)
                 retry_at = time.monotonic() + BUSY_PAUSE if self._unsettled else 0.0
                 if want and found == 0 and not batch and self._slot.phase == Phase.IDLE:
-                    self._wait(SAFETY_POLL * random.uniform(0.8, 1.2))  # noqa: S311 -- spreading load
+                    rest = SAFETY_POLL * random.uniform(0.8, 1.2)  # noqa: S311 -- spreading load
+                    self._wait(self._patience(retry_at) if self._unsettled else rest)
                 elif want and found == 0:
                     self._slot.phase = Phase.IDLE  # and claim once more: from now on somebody wakes us
                 continue
