@@ -224,10 +224,10 @@ def test_a_claim_whose_reply_was_lost_is_given_back(bank_db: psycopg.Connection[
     assert worker is not None
     bank_db.execute("UPDATE pgqueue.queue SET paused = true")
     job = bank.noop.enqueue()
-    bank_db.execute("UPDATE pgqueue.queue SET paused = false")
-    claimed = run(bank_db, protocol.claim(worker[0], new_token(), ["default"], list(bank.app.functions), 10, [0] * 20))
-    if claimed:  # else the worker was faster, and there is nothing to lose
-        wait_for(lambda: job.status() == "succeeded", 30, f"the lost claim to be given back\n{work.log()}")
+    with bank_db.transaction():  # nobody else can see the job before we have it
+        bank_db.execute("UPDATE pgqueue.queue SET paused = false")
+        assert run(bank_db, protocol.claim(worker[0], new_token(), ["default"], list(bank.app.functions), 10, [0] * 20))
+    wait_for(lambda: job.status() == "succeeded", 30, f"the lost claim to be given back\n{work.log()}")
     assert attempts(bank_db) == []
 
 

@@ -25,7 +25,6 @@ PATIENCE = 2.0  # seconds to wait for the sessions of a dead worker; what they s
 def bury(conn: psycopg.Connection[Any], worker: str, slot: Slot | None, started: int, reason: str | None) -> None:
     """A worker of this host has died: what it had finished is settled, its other jobs are ready again. ``started``: the job it
     was running, which is charged."""
-    run(conn, protocol.fence_worker(worker, None, reason or "ended by its supervisor"))
     held = {digest(job, token): (job, token) for job, token, _ in run(conn, protocol.held_claims([worker]))}
     kept = slot.kept() if slot is not None else {}
     finished = [
@@ -34,7 +33,8 @@ def bury(conn: psycopg.Connection[Any], worker: str, slot: Slot | None, started:
         if key in held
     ]
     if finished:
-        run(conn, protocol.settle(finished))
+        run(conn, protocol.settle(finished))  # before the fence: from then on other hosts reap, and know nothing of these
+    run(conn, protocol.fence_worker(worker, None, reason or "ended by its supervisor"))
     charged = [held[started][0]] if started in held and started not in kept else []
     reap_all(conn, worker, charged, "crash", reason)
 
