@@ -20,7 +20,7 @@ from pgqueue._version import __version__
 
 if TYPE_CHECKING:
     from pgqueue.app import App
-    from pgqueue.client import Client, Job
+    from pgqueue.client import AsyncClient, AsyncJob, Client, Job
     from pgqueue.context import current
     from pgqueue.errors import (
         Cancel,
@@ -34,12 +34,15 @@ if TYPE_CHECKING:
         ResultTimeout,
         StepFailed,
         UnknownJob,
+        WrongColour,
     )
     from pgqueue.model import Queue
     from pgqueue.retry import Retry
 
 __all__ = [
     "App",
+    "AsyncClient",
+    "AsyncJob",
     "Cancel",
     "ClaimLost",
     "Client",
@@ -55,13 +58,14 @@ __all__ = [
     "Retry",
     "StepFailed",
     "UnknownJob",
+    "WrongColour",
     "__version__",
     "current",
 ]
 
 _HOMES = {
     "app": ("App",),
-    "client": ("Client", "Job"),
+    "client": ("AsyncClient", "AsyncJob", "Client", "Job"),
     "context": ("current",),
     "model": ("Queue",),
     "retry": ("Retry",),

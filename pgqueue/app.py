@@ -4,22 +4,60 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 import msgspec
 import psycopg
 
 from pgqueue import protocol
-from pgqueue.client import Client, Job
-from pgqueue.context import joined_run
-from pgqueue.functions import Call, Definition, Function, Step, Transaction, Workflow
+from pgqueue.client import AsyncClient, AsyncJob, Client, Job
+from pgqueue.context import Current, joined_run
+from pgqueue.functions import (
+    AsyncStep,
+    AsyncTransaction,
+    AsyncWorkflow,
+    Call,
+    Definition,
+    Function,
+    Step,
+    Transaction,
+    Workflow,
+)
 from pgqueue.model import Isolation, Queue
 from pgqueue.retry import ONCE, Duration, Retry, seconds
 
 P = ParamSpec("P")
 R = TypeVar("R")
-F = TypeVar("F", bound=Function[Any, Any])
+Hook = Literal["worker_start", "worker_stop"]
+H = TypeVar("H", bound=Callable[[], Any])
+M = TypeVar("M", bound=Callable[[Current], Generator[None, None, None]])
+
+
+class _WorkflowDecorator(Protocol):
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncWorkflow[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Workflow[P, R]: ...
+
+
+class _StepDecorator(Protocol):
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncStep[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Step[P, R]: ...
+
+
+_AsyncTx = Callable[Concatenate[psycopg.AsyncConnection[Any], P], Coroutine[Any, Any, R]]
+_Tx = Callable[Concatenate[psycopg.Connection[Any], P], R]
+
+
+class _TransactionDecorator(Protocol):
+    @overload
+    def __call__(self, fn: _AsyncTx[P, R], /) -> AsyncTransaction[P, R]: ...
+    @overload
+    def __call__(self, fn: _Tx[P, R], /) -> Transaction[P, R]: ...
 
 
 class App:
@@ -38,6 +76,7 @@ class App:
 
     def __init__(self, dsn: str | None = None, *, queues: Iterable[Queue] = (), include: Sequence[str] = ()) -> None:
         self.client = Client(dsn)
+        self.async_client = AsyncClient(dsn)
         self.queues: dict[str, Queue] = {"default": Queue("default")}
         for queue in queues:
             if not isinstance(queue, Queue):
@@ -47,14 +86,22 @@ class App:
             self.queues[queue.name] = queue
         self.include = tuple(include)
         self.functions: dict[str, Function[Any, Any]] = {}
+        self.middlewares: list[Callable[[Current], AbstractContextManager[None]]] = []
+        self.hooks: dict[Hook, list[Callable[[], Any]]] = {"worker_start": [], "worker_stop": []}
 
     @property
     def dsn(self) -> str:
         """The DSN in use. NotConfigured where none was given."""
         return self.client.pool.dsn
 
+    @dsn.setter
+    def dsn(self, dsn: str | None) -> None:
+        self.client.pool.given_dsn = self.async_client.pool.given_dsn = dsn
+
     # ------------------------------------------------------------------------------------------ decorators
 
+    @overload
+    def workflow(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncWorkflow[P, R]: ...  # type: ignore[overload-overlap]
     @overload
     def workflow(self, fn: Callable[P, R], /) -> Workflow[P, R]: ...
     @overload
@@ -68,15 +115,17 @@ class App:
         retry: Retry = ONCE,
         max_crashes: int = 3,
         key: str | None = None,
-    ) -> Callable[[Callable[P, R]], Workflow[P, R]]: ...
+    ) -> _WorkflowDecorator: ...
     def workflow(self, *fn: Any, **said: Any) -> Any:
         """Register a workflow: plain code that calls steps and transactions, and survives any crash.
 
         ``retry``: tries of the whole workflow (none by default: its steps have their own). ``max_crashes``: after so many
         dead worker processes without progress in between it fails. ``key``: the parameter whose value is the job's key.
         """
-        return self._register(Workflow, *fn, **{"retry": ONCE, **said})
+        return self._register(Workflow, AsyncWorkflow, *fn, **{"retry": ONCE, **said})
 
+    @overload
+    def step(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncStep[P, R]: ...  # type: ignore[overload-overlap]
     @overload
     def step(self, fn: Callable[P, R], /) -> Step[P, R]: ...
     @overload
@@ -90,16 +139,18 @@ class App:
         retry: Retry = ...,
         max_crashes: int = 3,
         key: str | None = None,
-    ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+    ) -> _StepDecorator: ...
     def step(self, *fn: Any, **said: Any) -> Any:
         """Register a step: its result is checkpointed after it ran, so it runs at least once. For the outside world.
 
         ``retry``: five tries by default, 2 s doubling, with jitter; between them no worker is held.
         """
-        return self._register(Step, *fn, **said)
+        return self._register(Step, AsyncStep, *fn, **said)
 
     @overload
-    def transaction(self, fn: Callable[Concatenate[psycopg.Connection[Any], P], R], /) -> Transaction[P, R]: ...
+    def transaction(self, fn: _AsyncTx[P, R], /) -> AsyncTransaction[P, R]: ...
+    @overload
+    def transaction(self, fn: _Tx[P, R], /) -> Transaction[P, R]: ...
     @overload
     def transaction(
         self,
@@ -113,7 +164,7 @@ class App:
         key: str | None = None,
         isolation: Isolation = "read committed",
         idle_timeout: Duration = 20,
-    ) -> Callable[[Callable[Concatenate[psycopg.Connection[Any], P], R]], Transaction[P, R]]: ...
+    ) -> _TransactionDecorator: ...
     def transaction(self, *fn: Any, isolation: Isolation = "read committed", idle_timeout: Duration = 20, **said: Any) -> Any:
         """Register a transaction: its writes through the connection it is given, and its checkpoint, are one commit.
 
@@ -123,15 +174,13 @@ class App:
         """
         if isolation not in ("read committed", "repeatable read", "serializable"):
             raise ValueError(f"isolation={isolation!r}: use 'read committed', 'repeatable read' or 'serializable'")
-        return self._register(Transaction, *fn, isolation=isolation, idle_timeout=seconds(idle_timeout), **said)
+        return self._register(Transaction, AsyncTransaction, *fn, isolation=isolation, idle_timeout=seconds(idle_timeout), **said)
 
-    def _register(self, kind: type[F], fn: Callable[..., Any] | None = None, **said: Any) -> Any:
+    def _register(self, kind: type[Any], async_kind: type[Any], fn: Callable[..., Any] | None = None, **said: Any) -> Any:
         if fn is None:
-            return lambda fn: self._register(kind, fn, **said)
+            return lambda fn: self._register(kind, async_kind, fn, **said)
         if isinstance(fn, Function):
             raise TypeError(f"{fn.name} is registered already: use one decorator for one function")
-        if inspect.iscoroutinefunction(fn):
-            raise TypeError(f"{fn.__qualname__}: async def functions are not supported yet; use def")
         said["name"] = said.get("name") or default_name(fn)
         said["aliases"] = tuple(said.get("aliases", ()))
         if not 0 <= said.get("priority", 5) <= 9:
@@ -140,7 +189,7 @@ class App:
             raise ValueError(f"max_crashes={said['max_crashes']!r}: at least 1")
         if said.get("queue", "default") not in self.queues:
             raise ValueError(f"{said['name']}: queue {said['queue']!r} is not declared: App(queues=[Queue({said['queue']!r})])")
-        function = kind(self, fn, Definition(**said))
+        function = (async_kind if inspect.iscoroutinefunction(fn) else kind)(self, fn, Definition(**said))
         _ = function.signature  # says now what is wrong with the parameters
         for name in (function.name, *function.definition.aliases):
             if name in self.functions:
@@ -148,25 +197,76 @@ class App:
             self.functions[name] = function
         return function
 
+    # ---------------------------------------------------------------------------------------------- hooks
+
+    def on(self, event: Hook) -> Callable[[H], H]:
+        """Register a function to be called in every worker process: at ``worker_start`` before its first job (an error ends the
+        worker), at ``worker_stop`` after its last one. Where jobs are ``async def``, it may be one too.
+
+        >>> app = App()
+        >>> @app.on("worker_start")
+        ... def warm_up() -> None:
+        ...     print("ready")
+        """
+        if event not in self.hooks:
+            raise ValueError(f"{event!r} is no event: {' and '.join(self.hooks)} are")
+
+        def register(hook: H) -> H:
+            self.hooks[event].append(hook)
+            return hook
+
+        return register
+
+    def middleware(self, fn: M) -> M:
+        """Register a generator function that wraps every run of every job: what is before its ``yield`` happens before the
+        job's code, what is behind it afterwards. It gets what ``current()`` is inside. The first one registered is the outermost.
+
+        The code of a job runs again after a crash, and so does this. Errors come out of the ``yield`` and must go on.
+
+        >>> app = App()
+        >>> @app.middleware
+        ... def log(job):
+        ...     print("begin", job.name)
+        ...     yield
+        """
+        if not inspect.isgeneratorfunction(fn):
+            raise TypeError(f"{fn.__qualname__}: a middleware is a def with one yield")
+        self.middlewares.append(contextmanager(fn))
+        return fn
+
     # ------------------------------------------------------------------------------------------- producing
 
     def enqueue_many(self, calls: Sequence[Call[R]], *, conn: psycopg.Connection[Any] | None = None) -> list[Job[R]]:
         """Enqueue many calls at once, all or none: ``app.enqueue_many(send_mail.map(addresses))``. Handles in the same order."""
-        for call in calls:
-            if not isinstance(call, Call):
-                raise TypeError(f"enqueue_many takes calls, made with f.call(...) or f.map(...), not {call!r}")
-        wanted = [call.description() for call in calls]
+        wanted = _descriptions(calls)
         run = joined_run() if conn is None else None
         ids = run.enqueue(wanted) if run is not None else self.client.send(wanted, conn)
-        return [Job(self.client, id, call.function.result) for id, call in zip(ids, calls, strict=True)]
+        return [Job(self.client.pool, id, call.function.result) for id, call in zip(ids, calls, strict=True)]
+
+    async def aenqueue_many(
+        self, calls: Sequence[Call[R]], *, conn: psycopg.AsyncConnection[Any] | None = None
+    ) -> list[AsyncJob[R]]:
+        """``enqueue_many`` for async code."""
+        wanted = _descriptions(calls)
+        run = joined_run() if conn is None else None
+        ids = await (run.aenqueue(wanted) if run is not None else self.async_client.send(wanted, conn))
+        return [AsyncJob(self.async_client.pool, id, call.function.result) for id, call in zip(ids, calls, strict=True)]
 
     def job(self, id: str) -> Job[Any]:
         """The handle of a job."""
         return self.client.job(id)
 
+    def async_job(self, id: str) -> AsyncJob[Any]:
+        """The handle of a job, for async code."""
+        return self.async_client.job(id)
+
     def close(self) -> None:
-        """Close the connections of this process."""
+        """Close the connections of this process. Those of an event loop: ``await app.aclose()``, in it."""
         self.client.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop."""
+        await self.async_client.close()
 
     # -------------------------------------------------------------------------------------------- starting
 
@@ -192,6 +292,13 @@ class App:
         ]
         queues = [{"name": name} for name in self.queues]
         return protocol.register_app(msgspec.json.encode(queues).decode(), msgspec.json.encode(workflows).decode())
+
+
+def _descriptions(calls: Sequence[Call[Any]]) -> list[dict[str, Any]]:
+    for call in calls:
+        if not isinstance(call, Call):
+            raise TypeError(f"enqueue_many takes calls, made with f.call(...) or f.map(...), not {call!r}")
+    return [call.description() for call in calls]
 
 
 def default_name(fn: Callable[..., Any]) -> str:

@@ -1,6 +1,7 @@
-"""For producers: Client enqueues by name without having the code, and Job is the handle of one job.
+"""For producers: Client enqueues by name without having the code, and Job is the handle of one job. AsyncClient and AsyncJob are
+the same for async code.
 
-Imports neither worker nor runtime.
+Imports neither worker nor runtime. What both colours do is written once (see colour.py): the pools differ.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ import time
 import uuid
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Generic, TypeVar, Unpack
+from typing import Any, Generic, Protocol, TypeVar, Unpack
 
 import msgspec
 import psycopg
 
 from pgqueue import protocol
-from pgqueue.database import Pool, errors_translated, run
+from pgqueue.colour import blocking
+from pgqueue.database import AsyncPool, Pool, errors_translated, run, run_async
 from pgqueue.errors import BadValue, JobCancelled, JobFailed, ResultTimeout, UnknownJob
+from pgqueue.failpoints import failpoint
 from pgqueue.functions import Options, describe_options
 from pgqueue.ids import new_job_id
 from pgqueue.model import AttemptRecord, State, StepRecord
@@ -25,6 +28,33 @@ from pgqueue.values import Codec, read_error
 
 R = TypeVar("R")
 _ANY = Codec(Any)
+
+
+class _Door(Protocol):
+    """A pool of either colour."""
+
+    async def run(self, call: protocol.Call[Any]) -> Any: ...
+
+    async def pause(self, seconds: float) -> None: ...
+
+
+def _described(name: str, input: dict[str, Any] | None, options: Options) -> dict[str, Any]:
+    if input is not None and not isinstance(input, dict):
+        raise BadValue("the input of a job is a dict of parameter names and values")
+    text = _ANY.encode(input or {}, f"the input of {name}")
+    return {"name": name, "input": msgspec.Raw(text.encode()), **describe_options(options)}
+
+
+def _sending(descriptions: Sequence[dict[str, Any]]) -> protocol.Call[list[str]]:
+    """Ids are made here, not in the database: a repetition after a lost connection then finds the same jobs."""
+    return protocol.enqueue_workflows(msgspec.json.encode([{"job_id": new_job_id(), **d} for d in descriptions]).decode())
+
+
+def _checked_id(id: str) -> str:
+    try:
+        return str(uuid.UUID(id))
+    except (ValueError, AttributeError, TypeError):
+        raise UnknownJob(f"{id!r} is not the id of a job (a UUID)") from None
 
 
 class Client:
@@ -48,30 +78,26 @@ class Client:
 
         Errors: UnknownWorkflow where the name is not registered and no queue is given; UnknownQueue; BadValue; IdConflict.
         """
-        if input is not None and not isinstance(input, dict):
-            raise BadValue("the input of a job is a dict of parameter names and values")
-        text = _ANY.encode(input or {}, f"the input of {name}")
-        wanted = {"name": name, "input": msgspec.Raw(text.encode()), **describe_options(options)}
-        return Job(self, self.send([wanted], conn)[0], _ANY)
+        return Job(self.pool, self.send([_described(name, input, options)], conn)[0], _ANY)
 
     def send(self, descriptions: Sequence[dict[str, Any]], conn: psycopg.Connection[Any] | None = None) -> list[str]:
-        """Enqueue what these descriptions ask for, all or none. The ids, in the same order.
-
-        Ids are made here, not in the database: a repetition after a lost connection then finds the same jobs.
-        """
+        """Enqueue what these descriptions ask for, all or none. The ids, in the same order."""
         if not descriptions:
             return []
-        jobs = msgspec.json.encode([{"job_id": new_job_id(), **d} for d in descriptions]).decode()
-        call = protocol.enqueue_workflows(jobs)
+        call = _sending(descriptions)
+        failpoint("enqueue.before")
         with errors_translated():
-            return run(conn, call) if conn is not None else self.pool.run(call)
+            if conn is not None:
+                ids = run(conn, call)
+                failpoint("enqueue.inserted")
+            else:
+                ids = blocking(self.pool.run(call))
+                failpoint("enqueue.committed")
+        return ids
 
     def job(self, id: str) -> Job[Any]:
         """The handle of a job. Nothing is asked of the database yet."""
-        try:
-            return Job(self, str(uuid.UUID(id)), _ANY)
-        except (ValueError, AttributeError, TypeError):
-            raise UnknownJob(f"{id!r} is not the id of a job (a UUID)") from None
+        return Job(self.pool, _checked_id(id), _ANY)
 
     def close(self) -> None:
         """Close the connections of this process."""
@@ -84,46 +110,96 @@ class Client:
         self.close()
 
 
-class Job(Generic[R]):
-    """One job, from outside."""
+class AsyncClient:
+    """A Client for async code.
 
-    def __init__(self, client: Client, id: str, codec: Codec) -> None:
-        self._client = client
+    ``await AsyncClient(dsn).enqueue("shop.tasks.fulfil", {"order_id": 7}, queue="payments")``
+    """
+
+    def __init__(self, dsn: str | None = None) -> None:
+        self.pool = AsyncPool(dsn)
+
+    async def enqueue(
+        self,
+        name: str,
+        input: dict[str, Any] | None = None,
+        *,
+        conn: psycopg.AsyncConnection[Any] | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncJob[Any]:
+        """Enqueue a job by name, as ``Client.enqueue`` does."""
+        return AsyncJob(self.pool, (await self.send([_described(name, input, options)], conn))[0], _ANY)
+
+    async def send(self, descriptions: Sequence[dict[str, Any]], conn: psycopg.AsyncConnection[Any] | None = None) -> list[str]:
+        """Enqueue what these descriptions ask for, all or none. The ids, in the same order."""
+        if not descriptions:
+            return []
+        call = _sending(descriptions)
+        failpoint("enqueue.before")
+        with errors_translated():
+            if conn is not None:
+                ids = await run_async(conn, call)
+                failpoint("enqueue.inserted")
+            else:
+                ids = await self.pool.run(call)
+                failpoint("enqueue.committed")
+        return ids
+
+    def job(self, id: str) -> AsyncJob[Any]:
+        """The handle of a job. Nothing is asked of the database yet."""
+        return AsyncJob(self.pool, _checked_id(id), _ANY)
+
+    async def close(self) -> None:
+        """Close the connections of this event loop."""
+        await self.pool.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class _Handle(Generic[R]):
+    """What a handle of either colour asks, as coroutines."""
+
+    def __init__(self, door: _Door, id: str, codec: Codec) -> None:
+        self._door = door
         self._codec = codec
         self.id = id
 
     def __repr__(self) -> str:
-        return f"Job({self.id!r})"
+        return f"{type(self).__name__}({self.id!r})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Job) and other.id == self.id
+        return isinstance(other, _Handle) and other.id == self.id
 
     def __hash__(self) -> int:
         return hash(self.id)
 
-    def _ask(self, call: protocol.Call[Any]) -> Any:
+    async def _ask(self, call: protocol.Call[Any]) -> Any:
         with errors_translated():
-            return self._client.pool.run(call)
+            return await self._door.run(call)
 
-    def status(self) -> State:
-        """Where the job is now: ready, scheduled, running, waiting, succeeded, failed or cancelled. UnknownJob if nowhere."""
-        row = self._ask(protocol.job_row(self.id))
+    def _missing(self) -> UnknownJob:
+        return UnknownJob(f"there is no job {self.id}: its transaction did not commit (yet), or it was pruned")
+
+    async def _status(self) -> State:
+        row = await self._ask(protocol.job_row(self.id))
         if row is None:
-            raise UnknownJob(f"there is no job {self.id}: its transaction did not commit (yet), or it was pruned")
+            raise self._missing()
         state: State = row[protocol.JOB_COLUMNS.index("state")]
         return state
 
-    def result(self, timeout: Duration | None = None) -> R:
-        """Wait for the job to end and return its result.
-
-        Errors: ResultTimeout after ``timeout`` (None: wait for ever); JobFailed; JobCancelled; UnknownJob.
-        """
+    async def _result(self, timeout: Duration | None) -> R:
         deadline = None if timeout is None else time.monotonic() + seconds(timeout)
         pause = 0.005
         while True:
-            row = self._ask(protocol.job_value(self.id))
+            row = await self._ask(protocol.job_value(self.id))
             if row is None:
-                raise UnknownJob(f"there is no job {self.id}: its transaction did not commit (yet), or it was pruned")
+                raise self._missing()
             name, status, _, result, error = row
             if status == "succeeded":
                 value: R = self._codec.decode(result, f"the result of {name}")
@@ -134,32 +210,80 @@ class Job(Generic[R]):
                 raise JobCancelled(f"job {self.id} ({name}) was cancelled")
             if deadline is not None and time.monotonic() + pause > deadline:
                 raise ResultTimeout(f"job {self.id} ({name}) has not ended after {timeout!r}; it goes on")
-            time.sleep(pause)
+            await self._door.pause(pause)
             pause = min(pause * 1.5, 0.25)
 
-    def steps(self) -> list[StepRecord]:
-        """The checkpoints so far, in order."""
-        rows = self._ask(protocol.steps(self.id))
+    async def _steps(self) -> list[StepRecord]:
         return [
             StepRecord(seq, name, status, None if result is None else _ANY.decode(result, name), error and read_error(error))
-            for seq, name, status, result, error in rows
+            for seq, name, status, result, error in await self._ask(protocol.steps(self.id))
         ]
 
-    def attempts(self) -> list[AttemptRecord]:
-        """Every run that did not succeed, in order: failed attempts, crashes, and requeues."""
-        rows = self._ask(protocol.attempt_rows(self.id))
+    async def _attempts(self) -> list[AttemptRecord]:
+        rows = await self._ask(protocol.attempt_rows(self.id))
         return [AttemptRecord(kind, seq, error and read_error(error), host, ended) for kind, seq, error, host, ended in rows]
 
-    def cancel(self) -> bool:
-        """Ask the job to end. True: requested; where it runs, it ends before its next step. False: it had ended already."""
-        return self._answer(protocol.cancel([self.id])) == "requested"
-
-    def requeue(self) -> bool:
-        """Run a failed or cancelled job again, from where it stopped. False: it has not ended, or it succeeded."""
-        return self._answer(protocol.requeue([self.id])) == "requeued"
-
-    def _answer(self, call: protocol.Call[Any]) -> str:
-        answer: str = dict(self._ask(call))[self.id]
+    async def _answer(self, call: protocol.Call[Any]) -> str:
+        answer: str = dict(await self._ask(call))[self.id]
         if answer == "unknown":
             raise UnknownJob(f"there is no job {self.id}")
         return answer
+
+
+class Job(_Handle[R]):
+    """One job, from outside."""
+
+    def status(self) -> State:
+        """Where the job is now: ready, scheduled, running, waiting, succeeded, failed or cancelled. UnknownJob if nowhere."""
+        return blocking(self._status())
+
+    def result(self, timeout: Duration | None = None) -> R:
+        """Wait for the job to end and return its result.
+
+        Errors: ResultTimeout after ``timeout`` (None: wait for ever); JobFailed; JobCancelled; UnknownJob.
+        """
+        return blocking(self._result(timeout))
+
+    def steps(self) -> list[StepRecord]:
+        """The checkpoints so far, in order."""
+        return blocking(self._steps())
+
+    def attempts(self) -> list[AttemptRecord]:
+        """Every run that did not succeed, in order: failed attempts, crashes, and requeues."""
+        return blocking(self._attempts())
+
+    def cancel(self) -> bool:
+        """Ask the job to end. True: requested; where it runs, it ends before its next step. False: it had ended already."""
+        return blocking(self._answer(protocol.cancel([self.id]))) == "requested"
+
+    def requeue(self) -> bool:
+        """Run a failed or cancelled job again, from where it stopped. False: it has not ended, or it succeeded."""
+        return blocking(self._answer(protocol.requeue([self.id]))) == "requeued"
+
+
+class AsyncJob(_Handle[R]):
+    """One job, from outside, for async code: what ``aenqueue`` returns."""
+
+    async def status(self) -> State:
+        """Where the job is now: see ``Job.status``."""
+        return await self._status()
+
+    async def result(self, timeout: Duration | None = None) -> R:
+        """Wait for the job to end and return its result: see ``Job.result``."""
+        return await self._result(timeout)
+
+    async def steps(self) -> list[StepRecord]:
+        """The checkpoints so far, in order."""
+        return await self._steps()
+
+    async def attempts(self) -> list[AttemptRecord]:
+        """Every run that did not succeed, in order: failed attempts, crashes, and requeues."""
+        return await self._attempts()
+
+    async def cancel(self) -> bool:
+        """Ask the job to end: see ``Job.cancel``."""
+        return await self._answer(protocol.cancel([self.id])) == "requested"
+
+    async def requeue(self) -> bool:
+        """Run a failed or cancelled job again: see ``Job.requeue``."""
+        return await self._answer(protocol.requeue([self.id])) == "requeued"

@@ -25,6 +25,8 @@ class WorkSettings:
     target: str  # module:app
     dsn: str | None = None  # beats what the App says
     workers: int = 2
+    threads: int = 1  # of each worker, for def functions
+    concurrency: int = 100  # async def jobs of each worker at once
     queues: tuple[str, ...] = ()  # none: all queues of the App
     drain_timeout: float = 25.0
     burst: bool = False

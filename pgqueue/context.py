@@ -5,7 +5,7 @@ Authors' functions (functions.py) ask for the active run; the runtime sets it. N
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pgqueue.errors import OutsideJob
 
 if TYPE_CHECKING:
-    import psycopg
-
     from pgqueue.functions import Function
 
 
@@ -28,15 +26,17 @@ class Run(Protocol):
     @property
     def step_key(self) -> str: ...
 
-    @property
-    def transaction(self) -> psycopg.Connection[Any] | None:
-        """The connection of the transactional step that is open now, if one is."""
-
     def call(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Any:
         """A step or transaction called by the job's code."""
 
+    def acall(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        """The same from async code, to be awaited."""
+
     def enqueue(self, descriptions: Sequence[dict[str, Any]]) -> list[str]:
         """Jobs enqueued by the job's code: ids in the same order."""
+
+    async def aenqueue(self, descriptions: Sequence[dict[str, Any]]) -> list[str]:
+        """The same from async code."""
 
 
 _active: ContextVar[Run | None] = ContextVar("pgqueue_run", default=None)

@@ -5,6 +5,7 @@ Everything above speaks in Calls (see protocol.py) and in the errors of pgqueue.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
@@ -17,14 +18,14 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import conninfo
 from psycopg.types.string import TextLoader
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from pgqueue import protocol
 from pgqueue.errors import BY_SQLSTATE, Configuration, DatabaseUnreachable, NotConfigured, PgQueueError, SchemaMissing
 from pgqueue.protocol import Call
 
 T = TypeVar("T")
-C = TypeVar("C", bound="psycopg.Connection[Any]")
+C = TypeVar("C", bound="psycopg.Connection[Any] | psycopg.AsyncConnection[Any]")
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
@@ -66,22 +67,39 @@ def masked(dsn: str) -> str:
 
 def connect(dsn: str, name: str) -> psycopg.Connection[Any]:
     """A connection in autocommit mode with our network settings. DatabaseUnreachable where there is none to be had."""
-    return connect_as(psycopg.Connection[Any], dsn, name)
+    params = _parameters(dsn, name)
+    with _unreachable(dsn):
+        return _ids_as_text(psycopg.Connection.connect(**params))
 
 
-def connect_as(kind: type[C], dsn: str, name: str) -> C:
-    """The same, of a class of its own."""
+async def connect_async(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
+    """The same for an event loop."""
+    params = _parameters(dsn, name)
+    with _unreachable(dsn):
+        return _ids_as_text(await psycopg.AsyncConnection.connect(**params))
+
+
+def _parameters(dsn: str, name: str) -> dict[str, Any]:
     try:
-        params: dict[str, Any] = {**_NETWORK, **conninfo.conninfo_to_dict(dsn), "application_name": name}
+        given = conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
         raise Configuration(
             "the DSN cannot be parsed: use postgresql://user:password@host:5432/database, or key=value pairs"
         ) from None
+    return {**_NETWORK, **given, "application_name": name, "client_encoding": "utf8", "autocommit": True}
+
+
+@contextmanager
+def _unreachable(dsn: str) -> Iterator[None]:
     try:
-        conn = kind.connect(**params, autocommit=True)
+        yield
     except psycopg.OperationalError as error:
         raise DatabaseUnreachable(f"cannot connect to {masked(dsn)}: {_harmless(error, dsn)}") from None
-    conn.adapters.register_loader("uuid", TextLoader)  # ids are texts with us: cheaper, and what people read
+
+
+def _ids_as_text(conn: C) -> C:
+    """Ids are texts with us: cheaper than objects, and what people read."""
+    conn.adapters.register_loader("uuid", TextLoader)
     return conn
 
 
@@ -160,6 +178,19 @@ def check_schema(conn: psycopg.Connection[Any]) -> None:
         raise SchemaMissing(f'the pgqueue schema has version {found}, this pgqueue needs {SCHEMA_VERSION}: run "pgqueue migrate"')
 
 
+async def run_async(conn: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
+    """``run`` on a connection of an event loop."""
+    return call.read(await (await conn.execute(call.sql, call.params)).fetchall())
+
+
+_POOL: dict[str, Any] = {"min_size": 0, "timeout": 30.0, "name": "pgqueue"}
+
+
+def _pooled(dsn: str) -> dict[str, Any]:
+    params = _parameters(dsn, "pgqueue:client")
+    return {key: value for key, value in params.items() if key not in conninfo.conninfo_to_dict(dsn)}
+
+
 class Pool:
     """Connections for producers, made at first use in each process: a fork never shares them."""
 
@@ -176,8 +207,8 @@ class Pool:
     def dsn(self) -> str:
         return dsn_from(self.given_dsn)
 
-    def run(self, call: Call[T]) -> T:
-        """Execute a call in a transaction of its own; again on a lost connection, so it must be safe to repeat."""
+    async def run(self, call: Call[T]) -> T:
+        """Execute a call in a transaction of its own; again on a lost connection, so it must be safe to repeat. Blocks."""
         for tries in range(4):
             try:
                 with self._pool().connection() as conn:
@@ -185,8 +216,13 @@ class Pool:
             except psycopg.Error as error:
                 if not is_lost(error) or tries == 3:
                     raise
-                time.sleep(backoff(tries))
+                await self.pause(backoff(tries))
         raise PgQueueError("unreachable")
+
+    @staticmethod
+    async def pause(seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
 
     def _pool(self) -> ConnectionPool[psycopg.Connection[Any]]:
         pid = os.getpid()
@@ -200,14 +236,7 @@ class Pool:
         dsn = self.dsn
         connect(dsn, "pgqueue:client").close()  # a clear error at once, where a pool would try for half a minute
         pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
-            dsn,
-            min_size=0,
-            max_size=self._size,
-            timeout=30,
-            open=True,
-            kwargs={**_NETWORK, "autocommit": True, "application_name": "pgqueue:client"},
-            configure=lambda conn: conn.adapters.register_loader("uuid", TextLoader),
-            name="pgqueue",
+            dsn, **_POOL, max_size=self._size, open=True, kwargs=_pooled(dsn), configure=_configure
         )
         self._pools[pid] = pool
         return pool
@@ -217,3 +246,75 @@ class Pool:
         pool = self._pools.pop(os.getpid(), None)
         if pool is not None:
             pool.close()
+
+
+def _configure(conn: psycopg.Connection[Any]) -> None:
+    _ids_as_text(conn)
+
+
+class AsyncPool:
+    """The same for event loops: each has its own connections, because a connection belongs to the loop that opened it."""
+
+    def __init__(self, dsn: str | None, size: int = 10) -> None:
+        self.given_dsn = dsn
+        self._size = size
+        self._pools: dict[asyncio.AbstractEventLoop, asyncio.Task[Any]] = {}
+
+    def __repr__(self) -> str:
+        return "AsyncPool()"
+
+    @property
+    def dsn(self) -> str:
+        return dsn_from(self.given_dsn)
+
+    async def run(self, call: Call[T]) -> T:
+        """Execute a call in a transaction of its own; again on a lost connection, so it must be safe to repeat."""
+        for tries in range(4):
+            try:
+                pool = await self._pool()
+                async with pool.connection() as conn:
+                    return await run_async(conn, call)
+            except psycopg.Error as error:
+                if not is_lost(error) or tries == 3:
+                    raise
+                await self.pause(backoff(tries))
+        raise PgQueueError("unreachable")
+
+    @staticmethod
+    async def pause(seconds: float) -> None:
+        """Wait, and let others work."""
+        await asyncio.sleep(seconds)
+
+    async def _pool(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
+        loop = asyncio.get_running_loop()
+        opening = self._pools.get(loop)
+        if opening is None:
+            for closed in [other for other in self._pools if other.is_closed()]:
+                del self._pools[closed]  # its connections close with their last reference
+            opening = self._pools[loop] = loop.create_task(self._open())
+        try:
+            pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = await asyncio.shield(opening)
+        except BaseException:
+            if opening.done() and self._pools.get(loop) is opening:
+                del self._pools[loop]  # the next call tries again
+            raise
+        return pool
+
+    async def _open(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
+        dsn = self.dsn
+        await (await connect_async(dsn, "pgqueue:client")).close()  # a clear error at once
+        pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
+            dsn, **_POOL, max_size=self._size, open=False, kwargs=_pooled(dsn), configure=_configure_async
+        )
+        await pool.open()
+        return pool
+
+    async def close(self) -> None:
+        """Close the connections of this event loop."""
+        opening = self._pools.pop(asyncio.get_running_loop(), None)
+        if opening is not None:
+            await (await opening).close()
+
+
+async def _configure_async(conn: psycopg.AsyncConnection[Any]) -> None:
+    _ids_as_text(conn)

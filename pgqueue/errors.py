@@ -53,6 +53,10 @@ class OutsideJob(PgQueueError):
     """Something that only works inside a running job was called outside of one, or in a thread that has none."""
 
 
+class WrongColour(PgQueueError):
+    """A ``def`` function was called where it would block the event loop, or an ``async def`` one where nobody could await it."""
+
+
 class NonDeterministic(PgQueueError):
     """A workflow called another step than the one its checkpoint was stored for: its code has changed."""
 

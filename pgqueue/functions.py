@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, update_wrapper
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import msgspec
 import psycopg
 
 from pgqueue.context import active_run
-from pgqueue.errors import BadValue, OutsideJob
+from pgqueue.errors import BadValue, OutsideJob, WrongColour
 from pgqueue.model import NAME, Isolation, Kind
 from pgqueue.retry import Duration, Retry, seconds
 from pgqueue.values import Codec, InputCodec
 
 if TYPE_CHECKING:
     from pgqueue.app import App
-    from pgqueue.client import Job
+    from pgqueue.client import AsyncJob, Job
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -103,12 +104,11 @@ def _key_text(value: Any) -> str | None:
 
 
 class Enqueueable(Generic[P, R]):
-    """A function, with what was said about the job and the connection to enqueue it on."""
+    """A function, with what was said about the job."""
 
-    def __init__(self, function: Function[P, R], options: Options, conn: psycopg.Connection[Any] | None) -> None:
+    def __init__(self, function: Function[P, R], options: Options) -> None:
         self._function = function
         self._options = options
-        self._conn = conn
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """A call that is not yet made. A wrong argument is a TypeError here, in the producer."""
@@ -119,42 +119,101 @@ class Enqueueable(Generic[P, R]):
         return [Call(self._function, self._function.bind((item,), {}), self._options) for item in items]
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-        """Enqueue a job with these arguments. Inside a transaction of a job it joins that transaction; with ``using(conn)``
+        """Enqueue a job with these arguments. Inside a transaction of a job it joins that transaction; after ``using(conn)``
         it joins the caller's; otherwise it commits by itself, and can be repeated safely after a lost connection.
 
         Errors: BadValue for arguments that cannot be stored, UnknownQueue, IdConflict, DatabaseUnreachable.
         """
-        return self._function.app.enqueue_many([self.call(*args, **kwargs)], conn=self._conn)[0]
+        return self._function.app.enqueue_many([self.call(*args, **kwargs)])[0]
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> AsyncJob[R]:
+        """``enqueue`` for async code."""
+        return (await self._function.app.aenqueue_many([self.call(*args, **kwargs)]))[0]
 
     def options(self, **options: Unpack[Options]) -> Enqueueable[P, R]:
         """The same with options for the job: ``f.options(delay="10m", priority=2, id="order-7").enqueue(7)``."""
         describe_options(options)
-        return Enqueueable(self._function, Options(**{**self._options, **options}), self._conn)
+        return Enqueueable(self._function, Options(**{**self._options, **options}))
 
-    def using(self, conn: psycopg.Connection[Any]) -> Enqueueable[P, R]:
+    @overload
+    def using(self, conn: psycopg.Connection[Any]) -> Using[P, R]: ...
+    @overload
+    def using(self, conn: psycopg.AsyncConnection[Any]) -> AsyncUsing[P, R]: ...
+    def using(self, conn: Any) -> Any:
         """The same on the caller's connection: the job exists if and only if its transaction commits."""
-        if not isinstance(conn, psycopg.Connection):
-            raise TypeError(f"using() takes a psycopg.Connection, not {type(conn).__name__}")
-        return Enqueueable(self._function, self._options, conn)
+        if isinstance(conn, psycopg.Connection):
+            return Using(self._function, self._options, conn)
+        if isinstance(conn, psycopg.AsyncConnection):
+            return AsyncUsing(self._function, self._options, conn)
+        raise TypeError(f"using() takes a psycopg.Connection or AsyncConnection, not {type(conn).__name__}")
+
+
+class _OnConnection(Generic[P, R]):
+    def __init__(self, function: Function[P, R], options: Options, conn: Any) -> None:
+        self._function = function
+        self._options = options
+        self._conn = conn
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[R]:
+        return Call(self._function, self._function.bind(args, kwargs), self._options)
+
+    def _transaction(self, is_async: bool) -> Callable[..., Any]:
+        f = self._function
+        if f.kind != "transaction":
+            raise TypeError(f"{f.name} is a {f.kind}: only a transaction can be called on a connection")
+        if f.is_async != is_async:
+            raise WrongColour(f"{f.name} is {'an async def' if f.is_async else 'a def'} and needs a connection of that kind")
+        return f.fn
+
+
+class Using(_OnConnection[P, R]):
+    """A function on the connection of its caller."""
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Enqueue a job that exists if and only if the connection's transaction commits."""
+        return self._function.app.enqueue_many([self._call(args, kwargs)], conn=self._conn)[0]
+
+    def options(self, **options: Unpack[Options]) -> Using[P, R]:
+        """The same with options for the job."""
+        describe_options(options)
+        return Using(self._function, Options(**{**self._options, **options}), self._conn)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if self._conn is not None and self._function.kind == "transaction":
-            result: R = self._function.fn(self._conn, *args, **kwargs)
-            return result
-        return self._function(*args, **kwargs)
+        """Run a transaction's code in the transaction of this connection. It is the caller's: pgqueue does not commit it."""
+        result: R = self._transaction(is_async=False)(self._conn, *args, **kwargs)
+        return result
+
+
+class AsyncUsing(_OnConnection[P, R]):
+    """A function on the async connection of its caller."""
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> AsyncJob[R]:
+        """Enqueue a job that exists if and only if the connection's transaction commits."""
+        return (await self._function.app.aenqueue_many([self._call(args, kwargs)], conn=self._conn))[0]
+
+    def options(self, **options: Unpack[Options]) -> AsyncUsing[P, R]:
+        """The same with options for the job."""
+        describe_options(options)
+        return AsyncUsing(self._function, Options(**{**self._options, **options}), self._conn)
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a transaction's code in the transaction of this connection. It is the caller's: pgqueue does not commit it."""
+        result: R = await self._transaction(is_async=True)(self._conn, *args, **kwargs)
+        return result
 
 
 class Function(Enqueueable[P, R]):
     """A registered function. ``fn`` is the bare one, for unit tests."""
 
     kind: Kind
+    is_async = False
 
-    def __init__(self, app: App, fn: Callable[..., R], definition: Definition) -> None:
-        super().__init__(self, Options(), None)
+    def __init__(self, app: App, fn: Callable[..., Any], definition: Definition) -> None:
+        super().__init__(self, Options())
         self.app = app
         self.fn = fn
         self.definition = definition
-        update_wrapper(self, fn)
+        update_wrapper(self, fn)  # type: ignore[arg-type]  # callable in its subclasses
         for name in (definition.name, *definition.aliases):
             if not NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot be a name: 1 to 128 letters, digits and _ . : - (give one with name=)")
@@ -166,9 +225,15 @@ class Function(Enqueueable[P, R]):
         """The name under which jobs and checkpoints are stored."""
         return self.definition.name
 
-    def known_as(self, name: str) -> bool:
-        """Is this the function that a checkpoint of that name was stored for?"""
-        return name == self.definition.name or name in self.definition.aliases
+    @property
+    def short_name(self) -> str:
+        """As its author calls it."""
+        return self.name.rpartition(".")[2]
+
+    @cached_property
+    def known_names(self) -> frozenset[str]:
+        """The names that its checkpoints may carry."""
+        return frozenset((self.definition.name, *self.definition.aliases))
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name}>"
@@ -212,41 +277,84 @@ class Function(Enqueueable[P, R]):
         except TypeError as error:
             raise TypeError(f"{self.name}{self.signature}: {error}") from None
 
-    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
-        """What a call outside of any job does."""
-        return self.fn(*args, **kwargs)
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        run = active_run()
-        if run is None:
-            return self.plain(args, kwargs)
-        result: R = run.call(self, self.bind(args, kwargs))
-        return result
-
     def encode_result(self, value: Any, limit: int) -> str:
         """JSON text of a return value, or BadValue."""
         return self.result.encode(value, f"the result of {self.name}", limit)
 
+    def _plain(self) -> Callable[..., Any]:
+        """What a call outside of any job does."""
+        if self.kind == "transaction":
+            raise OutsideJob(
+                f"{self.name} is a transaction and needs a connection: outside of a job call "
+                f"{self.short_name}.using(conn)(...), which runs it in the transaction of that connection"
+            )
+        return self.fn
 
-class Workflow(Function[P, R]):
+
+class _Called(Function[P, R]):
+    """A ``def``."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        run = active_run()
+        result: R = self._plain()(*args, **kwargs) if run is None else run.call(self, self.bind(args, kwargs))
+        return result
+
+    def aio(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Call it from async code: it runs in a thread, and the event loop goes on."""
+        run = active_run()
+        if run is None:
+            return asyncio.to_thread(self._plain(), *args, **kwargs)
+        return run.acall(self, self.bind(args, kwargs))
+
+
+class _Awaited(Function[P, R]):
+    """An ``async def``."""
+
+    is_async = True
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        run = active_run()
+        coroutine: Coroutine[Any, Any, R] = (
+            self._plain()(*args, **kwargs) if run is None else run.acall(self, self.bind(args, kwargs))
+        )
+        return coroutine
+
+    def aio(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """The same as calling it."""
+        return self(*args, **kwargs)
+
+
+class Workflow(_Called[P, R]):
     """A durable function. After a crash it runs again from its first line, and what it did already is replayed."""
 
     kind = "workflow"
 
 
-class Step(Function[P, R]):
+class Step(_Called[P, R]):
     """A function whose result is checkpointed after it ran: at least once. Outside of a job it is the plain function."""
 
     kind = "step"
 
 
-class Transaction(Function[P, R]):
+class Transaction(_Called[P, R]):
     """A function whose database writes and checkpoint commit together: exactly once."""
 
     kind = "transaction"
 
-    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
-        raise OutsideJob(
-            f"{self.name} is a transaction and needs a connection: outside of a job call "
-            f"{self.name.rpartition('.')[2]}.using(conn)(...), which runs it in the transaction of that connection"
-        )
+
+class AsyncWorkflow(_Awaited[P, R]):
+    """An ``async def`` workflow."""
+
+    kind = "workflow"
+
+
+class AsyncStep(_Awaited[P, R]):
+    """An ``async def`` step."""
+
+    kind = "step"
+
+
+class AsyncTransaction(_Awaited[P, R]):
+    """An ``async def`` transaction: its first parameter is a psycopg.AsyncConnection."""
+
+    kind = "transaction"

@@ -43,6 +43,7 @@ class ClaimedJob:
     queue: str
     lane: int
     policy: dict[str, Any] | None
+    suspect: bool = False  # its last worker died
     place: int = -1  # where shared memory remembers it
 
     @property

@@ -96,7 +96,7 @@ def claim(
     def read(rows: Rows) -> list[tuple[ClaimedJob, int]]:
         if len(rows) > 1:
             rows.sort(key=lambda row: (-row[4] if backwards else row[4], row[5]))
-        return [(ClaimedJob(row[0], token, row[1], row[2], row[3], row[4], row[6]), row[5]) for row in rows]
+        return [(ClaimedJob(row[0], token, row[1], row[2], row[3], row[4], row[6], row[7]), row[5]) for row in rows]
 
     return Call(
         "SELECT * FROM pgqueue.claim(%s::uuid, %s::bigint, %s::text[], %s::text[], %s::integer, %s::bigint[], %s)",

@@ -17,10 +17,14 @@ HELD = 1024
 RESULT_BYTES = 248
 """Results up to this size are kept here until they are settled, so that the death of their worker does not lose them."""
 _FIELDS = 16
-_RESULTS = _FIELDS + HELD  # behind the claims, for each of them: a word that says what is there, and the bytes
-_WORDS = 1 + RESULT_BYTES // 8
+_STATES = _FIELDS + HELD  # behind the claims: for each of them what has become of it, then its result
+_RESULTS = _STATES + HELD
+_WORDS = RESULT_BYTES // 8
 _STRIDE = _RESULTS + HELD * _WORDS
-_THERE = 1 << 62
+
+# The state of a held claim, in one word, so that it is never half written: waiting since (nanoseconds), running since, ended,
+# or ended with a result that is kept here.
+_RUNNING, _ENDED, _KEPT = 1 << 60, 1 << 61, 1 << 62
 
 
 class Phase(IntEnum):
@@ -43,7 +47,7 @@ class Order(IntEnum):
 
 # Field numbers within a slot, with who writes them.
 _ID_HIGH, _ID_LOW, _PID, _ORDER = 0, 1, 2, 3  # supervisor
-_PHASE, _TICK, _INFLIGHT, _STARTED, _SINCE, _DONE, _REGISTERED = 4, 5, 6, 7, 8, 9, 10  # worker
+_PHASE, _TICK, _INFLIGHT, _LAST, _DONE, _REGISTERED = 4, 5, 6, 7, 8, 9  # worker
 
 
 class Slot:
@@ -117,55 +121,75 @@ class Slot:
         self._cells[_INFLIGHT] = token
 
     def hold(self, place: int, digest: int) -> None:
-        """A claimed job arrived (0: it is settled)."""
-        self._cells[_RESULTS + place * _WORDS] = 0
+        """A claimed job arrived, and waits."""
+        self._cells[_STATES + place] = time.monotonic_ns()
         self._cells[_FIELDS + place] = digest
+
+    def forget(self, place: int) -> None:
+        """It is settled."""
+        self._cells[_FIELDS + place] = 0
 
     def held(self) -> set[int]:
         """Digests of all claims that the worker knows of."""
-        return set(self._cells[_FIELDS:_STRIDE].tolist())
+        return set(self._cells[_FIELDS:_STATES].tolist())
+
+    def waiting(self, seconds: float) -> set[int]:
+        """Digests of those that have not begun so long after they came."""
+        before = time.monotonic_ns() - int(seconds * 1e9)
+        digests, states = self._cells[_FIELDS:_STATES].tolist(), self._cells[_STATES:_RESULTS].tolist()
+        return {digest for digest, state in zip(digests, states, strict=True) if digest and state < before}
 
     def keep(self, place: int, result: bytes, seen: int) -> None:
         """A held job has succeeded: whoever finds this worker dead can settle it. Large results are not kept."""
         if len(result) <= RESULT_BYTES:
-            at = _RESULTS + place * _WORDS
-            self._bytes[8 * at + 8 : 8 * at + 8 + len(result)] = result
-            self._cells[at] = _THERE | seen << 16 | len(result)  # last, and in one store: never half there
+            at = 8 * (_RESULTS + place * _WORDS)
+            self._bytes[at : at + len(result)] = result
+            self._cells[_STATES + place] = _KEPT | seen << 16 | len(result)  # last, and in one store: never half there
 
     def kept(self) -> dict[int, tuple[str, int]]:
         """Of jobs that are not settled: their digest, their result, and the last checkpoint that their run saw."""
         found = {}
         for place in range(HELD):
-            digest, at = self._cells[_FIELDS + place], _RESULTS + place * _WORDS
-            word = self._cells[at]
-            if digest and word:
-                result = bytes(self._bytes[8 * at + 8 : 8 * at + 8 + (word & 0xFFFF)])
-                found[digest] = (result.decode(), (word & ~_THERE) >> 16)
+            digest, state = self._cells[_FIELDS + place], self._cells[_STATES + place]
+            if digest and state & _KEPT:
+                at = 8 * (_RESULTS + place * _WORDS)
+                result = bytes(self._bytes[at : at + (state & 0xFFFF)])
+                found[digest] = (result.decode(), (state & ~_KEPT) >> 16)
         return found
 
     # ----------------------------------------------------------------------------------- what it runs now
 
-    def begin(self, digest: int) -> None:
-        """A job's code is about to run: if the process dies now, this job is charged."""
-        self._cells[_SINCE] = time.monotonic_ns()
-        self._cells[_STARTED] = digest
+    def begin(self, place: int) -> float:
+        """A job's code is about to run: if the process dies now, this job is charged. For how many seconds it has waited.
 
-    def end(self) -> None:
-        """The job's code has returned. It remains the one to charge until the next begins: a death may still be its doing, and
-        once it is settled there is nothing left to charge."""
-        self._cells[_SINCE] = 0
+        Mark first, then look: whoever takes away what has waited too long looks for the mark, and allows for more time."""
+        arrived, now = self._cells[_STATES + place], time.monotonic_ns()
+        self._cells[_STATES + place] = _RUNNING | now
+        self._cells[_LAST] = 0
+        return (time.monotonic_ns() - arrived) / 1e9
+
+    def put_back(self, place: int) -> None:
+        """It does not begin after all."""
+        self._cells[_STATES + place] = _ENDED
+
+    def end(self, place: int) -> None:
+        """The job's code has returned. It can be charged until the next begins: a death may still be its doing, and once it is
+        settled there is nothing left to charge."""
+        self._cells[_LAST] = self._cells[_FIELDS + place]
+        if not self._cells[_STATES + place] & _KEPT:
+            self._cells[_STATES + place] = _ENDED
         self._cells[_DONE] += 1
 
     @property
-    def started(self) -> int:
-        """Digest of the job whose code runs now, or ran last; 0: none did."""
-        return self._cells[_STARTED]
-
-    @property
-    def running_for(self) -> float:
-        """For how many seconds a job's code has been running; 0: none is."""
-        since = self._cells[_SINCE]
-        return (time.monotonic_ns() - since) / 1e9 if since else 0.0
+    def started(self) -> list[int]:
+        """Digests of the jobs whose code runs now, and of the last one that has ended."""
+        running = [
+            self._cells[_FIELDS + place]
+            for place in range(HELD)
+            if self._cells[_STATES + place] & (_RUNNING | _ENDED | _KEPT) == _RUNNING and self._cells[_FIELDS + place]
+        ]
+        last = self._cells[_LAST]
+        return [*running, last] if last and last not in running else running
 
     @property
     def done(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -17,12 +18,13 @@ import psycopg
 from psycopg import conninfo
 
 from pgqueue import App, protocol
+from pgqueue.colour import blocking
 from pgqueue.database import connect, run
 from pgqueue.embedded import Embedded
 from pgqueue.ids import Process, new_token
 from pgqueue.model import ClaimedJob, Settlement
+from pgqueue.runtime.ground import AsyncGround, Ground
 from pgqueue.runtime.run import JobRun
-from pgqueue.runtime.session import Session
 
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
@@ -141,7 +143,9 @@ class Hand:
         self.conn = connect(dsn, f"pgqueue:{self.id}:claims")
         run(self.conn, app.registration())
         run(self.conn, protocol.register_worker(self.id, Process.of(os.getpid())))
-        self.session = Session(dsn, self.id)
+        self.ground = Ground(dsn, self.id)
+        self.loop = asyncio.Runner()
+        self._async_ground: AsyncGround | None = None
 
     def claim(self, amount: int = 100, names: Sequence[str] | None = None) -> list[ClaimedJob]:
         queues = list(self.app.queues)
@@ -150,7 +154,13 @@ class Hand:
         return [job for job, _ in run(self.conn, protocol.claim(self.id, new_token(), queues, known, amount, hints))]
 
     def run(self, job: ClaimedJob) -> Settlement | None:
-        return JobRun(self.app, job, self.session, 1 << 20).execute()
+        if not self.app.functions[job.name].is_async:
+            return blocking(JobRun(self.app, job, self.ground, 1 << 20).execute())
+        return self.loop.run(self._on_loop(job))
+
+    async def _on_loop(self, job: ClaimedJob) -> Settlement | None:
+        self._async_ground = self._async_ground or AsyncGround(self.dsn, self.id, 10)
+        return await JobRun(self.app, job, self._async_ground, 1 << 20).execute()
 
     def settle(self, *settlements: Settlement) -> dict[str, str]:
         return run(self.conn, protocol.settle(settlements))
@@ -173,7 +183,11 @@ class Hand:
                 count += 1
 
     def close(self) -> None:
-        self.session.discard()
+        self.ground.close()
+        if self._async_ground is not None:
+            self._async_ground.close()
+            self.loop.run(self.app.aclose())
+        self.loop.close()
         self.conn.close()
 
 

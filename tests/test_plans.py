@@ -75,7 +75,7 @@ def grow(dsn: str) -> None:
                 FROM generate_series(1, {GROWN});
             INSERT INTO pgqueue.waiting SELECT gen_random_uuid(), 'name', 'n' || g % 1000, NULL, 'other', 11
                 FROM generate_series(1, {GROWN}) g;
-            INSERT INTO pgqueue.running SELECT gen_random_uuid(), 1, gen_random_uuid(), 'other', 11, g, clock_timestamp()
+            INSERT INTO pgqueue.running SELECT gen_random_uuid(), 1, gen_random_uuid(), 'other', 11, g, clock_timestamp(), false
                 FROM generate_series(1, {GROWN}) g;
             INSERT INTO pgqueue.ready SELECT 'other', 11, nextval('pgqueue.position'), gen_random_uuid()
                 FROM generate_series(1, {GROWN});

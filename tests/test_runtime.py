@@ -886,14 +886,6 @@ def test_decorators_say_what_is_wrong() -> None:
 
     with pytest.raises(BadValue):
         one.options(at=datetime(2030, 1, 1))  # noqa: DTZ001
-    with pytest.raises(TypeError, match="not supported yet"):
-
-        @app.step(name="async")
-        async def later() -> None: ...
-
-    with pytest.raises(TypeError, match="enqueue_many takes calls"):
-        app.enqueue_many([1])  # type: ignore[list-item]
-    assert issubclass(TransactionMisused, PgQueueError)
 
 
 def test_cancel_while_running_ends_before_the_next_step(app: App, dsn: str, conn: Any, calls: list[Any]) -> None:

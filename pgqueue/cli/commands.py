@@ -72,6 +72,8 @@ def migrate_command(target: str | None, check: bool, sql: bool, dsn: str | None)
 @cli.command()
 @click.argument("target", metavar="MODULE:APP")
 @click.option("-w", "--workers", default=2, show_default=True, type=click.IntRange(1, 512), help="Worker processes.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64), help="def jobs of each worker at once.")
+@click.option("--concurrency", default=100, show_default=True, type=click.IntRange(1, 500), help="async def jobs, likewise.")
 @click.option("-q", "--queues", default="", help="Serve only these queues, separated by commas.")
 @click.option("--burst", is_flag=True, help="Leave when nothing is ready, running or due.")
 @click.option("--drain-timeout", default="25s", show_default=True, type=DURATION, help="How long a stop waits for running jobs.")
@@ -80,8 +82,8 @@ def migrate_command(target: str | None, check: bool, sql: bool, dsn: str | None)
 @click.option("--dsn-first", is_flag=True, hidden=True)  # of pgqueue dev: PGQUEUE_DSN beats what the App says
 @dsn_option
 def work(
-    target: str, workers: int, queues: str, burst: bool, drain_timeout: float, lease: float, verbose: bool, dsn_first: bool,
-    dsn: str | None,
+    target: str, workers: int, threads: int, concurrency: int, queues: str, burst: bool, drain_timeout: float, lease: float,
+    verbose: bool, dsn_first: bool, dsn: str | None,
 ) -> int:  # fmt: skip
     """Run workers until told to stop (SIGTERM or Ctrl-C: drain; SIGQUIT: stop at once, giving jobs back)."""
     from pgqueue.supervisor.fork import die_with_parent
@@ -96,6 +98,8 @@ def work(
         target=target,
         dsn=dsn if dsn_first else only_from_the_command_line(dsn),  # otherwise what the App says beats the environment
         workers=workers,
+        threads=threads,
+        concurrency=concurrency,
         queues=tuple(filter(None, (part.strip() for part in queues.split(",")))),
         drain_timeout=drain_timeout,
         burst=burst,

@@ -51,7 +51,7 @@ class Housekeeper:
         self._life = life
         self._name = f"pgqueue:housekeeper:{uuid.uuid4()}"
         self._leases = Leases(settings.lease)
-        self._deaths: dict[str, tuple[int, str | None]] = {}  # told by the supervisor, still to be dealt with
+        self._deaths: dict[str, tuple[list[int], str | None]] = {}  # told by the supervisor, still to be dealt with
         self._due: dict[Callable[[psycopg.Connection[Any]], float], float] = {}  # duty -> when
         self._listening = False
 
@@ -75,7 +75,14 @@ class Housekeeper:
                     return 0
 
     def _plan(self) -> None:
-        duties = (self._observe_leases, self._promote, self._end_cancelled, self._reconcile, self._look_for_work)
+        duties = (
+            self._observe_leases,
+            self._promote,
+            self._end_cancelled,
+            self._reconcile,
+            self._free_hostages,
+            self._look_for_work,
+        )
         self._due = dict.fromkeys(duties, 0.0)
         if self._settings.burst:
             self._due[self._check_burst] = 0.0
@@ -179,6 +186,11 @@ class Housekeeper:
         recovery.release_unknown(conn, self._slots.used())
         return self._settings.beat
 
+    def _free_hostages(self, conn: psycopg.Connection[Any]) -> float:
+        if any(slot.waiting(recovery.HOSTAGE_AFTER) for slot in self._slots.used()):
+            recovery.free_hostages(conn, self._slots.used())
+        return 0.25
+
     def _look_for_work(self, conn: psycopg.Connection[Any]) -> float:
         """One poll for all idle workers of this host. While there are any, producers are asked to notify."""
         self._listening = bool(self._idle())
@@ -198,21 +210,21 @@ class Housekeeper:
 
     # ------------------------------------------------------------------------------ when the supervisor is gone
 
-    def _kill_orphans(self) -> list[tuple[str, int, int]]:
+    def _kill_orphans(self) -> list[tuple[str, int]]:
         """Kill the workers' process groups: the kernel kills workers with their supervisor, but not what their jobs started."""
-        orphans = [(slot.worker, slot.started, slot.pid) for slot in self._slots.used() if slot.worker and slot.pid]
-        for _, _, pid in orphans:
+        orphans = [(slot.worker, slot.pid) for slot in self._slots.used() if slot.worker and slot.pid]
+        for _, pid in orphans:
             for kill in (os.killpg, os.kill):
                 try:
                     kill(pid, signal.SIGKILL)
                 except (ProcessLookupError, PermissionError):
                     pass
-        recovery.wait_for_exit([pid for _, _, pid in orphans], 5.0)
+        recovery.wait_for_exit([pid for _, pid in orphans], 5.0)
         return orphans
 
     def _inherit(self, conn: psycopg.Connection[Any]) -> None:
         """Give back what the supervisor's workers held, and leave: nobody has to wait for the leases."""
-        for worker, _, _ in self._kill_orphans():
-            recovery.bury(conn, worker, self._slots.of(worker), 0, None)
+        for worker, _ in self._kill_orphans():
+            recovery.bury(conn, worker, self._slots.of(worker), [], None)
         for worker, (started, reason) in self._deaths.items():
             recovery.bury(conn, worker, self._slots.of(worker), started, reason)

@@ -19,12 +19,13 @@ from pgqueue.model import ClaimedJob, Settlement
 from pgqueue.slots import Slot
 
 log = logging.getLogger(__name__)
+HOSTAGE_AFTER = 0.75  # seconds that a claimed job may wait in its worker; the worker itself allows less: see worker/inbox.py
 PATIENCE = 2.0  # seconds to wait for the sessions of a dead worker; what they still hold is reaped in the next round
 
 
-def bury(conn: psycopg.Connection[Any], worker: str, slot: Slot | None, started: int, reason: str | None) -> None:
-    """A worker of this host has died: what it had finished is settled, its other jobs are ready again. ``started``: the job it
-    was running, which is charged."""
+def bury(conn: psycopg.Connection[Any], worker: str, slot: Slot | None, started: Sequence[int], reason: str | None) -> None:
+    """A worker of this host has died: what it had finished is settled, its other jobs are ready again. ``started``: the jobs it
+    was running, which are charged."""
     held = {digest(job, token): (job, token) for job, token, _ in run(conn, protocol.held_claims([worker]))}
     kept = slot.kept() if slot is not None else {}
     finished = [
@@ -35,7 +36,7 @@ def bury(conn: psycopg.Connection[Any], worker: str, slot: Slot | None, started:
     if finished:
         run(conn, protocol.settle(finished))  # before the fence: from then on other hosts reap, and know nothing of these
     run(conn, protocol.fence_worker(worker, None, reason or "ended by its supervisor"))
-    charged = [held[started][0]] if started in held and started not in kept else []
+    charged = [held[key][0] for key in started if key in held and key not in kept]
     reap_all(conn, worker, charged, "crash", reason)
 
 
@@ -89,6 +90,20 @@ def release_unknown(conn: psycopg.Connection[Any], slots: Sequence[Slot]) -> Non
     if unknown:
         log.warning("%d claims are not known to their workers (a reply was lost): given back", len(unknown))
         run(conn, protocol.settle([Settlement(ClaimedJob(job, token, "", "", "", 0, None), "release") for job, token in unknown]))
+
+
+def free_hostages(conn: psycopg.Connection[Any], slots: Sequence[Slot]) -> None:
+    """Give back what a worker claimed and cannot begin, because the job before it takes long. The worker's own thread does that
+    sooner, unless that job keeps the whole interpreter. A worker never begins what has waited for so long."""
+    for slot in slots:
+        if (worker := slot.worker) is None:
+            continue
+        claims = run(conn, protocol.held_claims([worker]))
+        waiting = slot.waiting(HOSTAGE_AFTER)
+        hostages = [ClaimedJob(job, token, "", "", "", 0, None) for job, token, _ in claims if digest(job, token) in waiting]
+        if hostages:
+            log.warning("worker %s: %d jobs behind one that blocks it: given back", worker, len(hostages))
+            run(conn, protocol.settle([Settlement(job, "release") for job in hostages]))
 
 
 def wait_for_exit(pids: Sequence[int], seconds: float) -> None:

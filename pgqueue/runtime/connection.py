@@ -1,18 +1,22 @@
 """The connection that a transactional step is given: all of psycopg's, except what would end the transaction.
 
-pgqueue begins and commits it, because the step's writes and its checkpoint must be one commit.
+pgqueue begins and commits it, because the step's writes and its checkpoint must be one commit. What the step's code is given
+is a view of the worker's connection, good for this one transaction: whoever keeps it, or uses it in a thread, can do nothing
+with it afterwards.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import psycopg
 from psycopg.rows import tuple_row
 
 from pgqueue.errors import TransactionMisused
-from pgqueue.model import Isolation
+
+C = TypeVar("C", bound="psycopg.Connection[Any] | psycopg.AsyncConnection[Any]")
 
 #: Statements that begin or end a transaction, behind any comments. ROLLBACK TO a savepoint is fine.
 _CONTROL = re.compile(
@@ -29,59 +33,55 @@ def _refuse(what: str) -> NoReturn:
     )
 
 
-class StepCursor(psycopg.Cursor[Any]):
-    """Refuses statements that control the transaction. Always speaks the extended protocol, in which the server refuses
-    several statements in one string: so looking at the first word is enough."""
-
-    def _maybe_prepare_gen(self, pgq: Any, **how: Any) -> Any:
-        _guard(pgq.query)
-        return super()._maybe_prepare_gen(pgq, **how)
-
-    def _execute_send(self, query: Any, *, force_extended: bool = False, binary: bool | None = None) -> None:
-        _guard(query.query)
-        super()._execute_send(query, force_extended=True, binary=binary)
-
-
 def _guard(statement: bytes) -> None:
     text = bytes(statement).decode("utf-8", "replace")
     if _CONTROL.match(text):
         _refuse(text.strip()[:40])
 
 
-class StepConnection(psycopg.Connection[Any]):
-    """A connection on which only pgqueue begins and ends transactions (with the methods that begin with ``engine_``)."""
+class _GuardedCursor:
+    """Refuses statements that control the transaction. Always speaks the extended protocol, in which the server refuses
+    several statements in one string: so looking at the first word is enough."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.cursor_factory = StepCursor
+    def _maybe_prepare_gen(self, pgq: Any, **how: Any) -> Any:
+        _guard(pgq.query)
+        return super()._maybe_prepare_gen(pgq, **how)  # type: ignore[misc]
 
-    def engine_execute(self, sql: str, params: Any = None) -> psycopg.Cursor[Any]:
-        """A statement of pgqueue's own."""
-        return psycopg.Cursor(self, row_factory=tuple_row).execute(sql, params)
+    def _execute_send(self, query: Any, *, force_extended: bool = False, binary: bool | None = None) -> None:
+        _guard(query.query)
+        super()._execute_send(query, force_extended=True, binary=binary)  # type: ignore[misc]
 
-    def engine_begin(self, isolation: Isolation) -> None:
-        """Queue the BEGIN. The user's settings of the last step are forgotten."""
-        self.row_factory = tuple_row
-        self.cursor_factory = StepCursor
-        self.engine_execute("BEGIN ISOLATION LEVEL " + isolation)
 
-    def engine_rollback(self) -> bool:
-        """Back to no transaction. False: the connection is lost, and closed."""
-        try:
-            if self.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-                self.engine_execute("ROLLBACK")
-        except psycopg.Error:
-            self.engine_close()
-        return not self.closed
+class StepCursor(_GuardedCursor, psycopg.Cursor[Any]):
+    """A cursor of a step."""
 
-    def engine_close(self) -> None:
-        """Really close."""
-        super().close()
 
-    @property
-    def in_error(self) -> bool:
-        """Did a statement fail, so that this transaction can only be rolled back?"""
-        return self.pgconn.transaction_status == psycopg.pq.TransactionStatus.INERROR
+class AsyncStepCursor(_GuardedCursor, psycopg.AsyncCursor[Any]):
+    """A cursor of an ``async def`` step."""
+
+
+class _View:
+    """What both colours have in common. A view shares the worker's connection, its lock and its prepared statements."""
+
+    _pool: Any = None  # as psycopg sees it, somebody else closes this connection
+    pgqueue_over = False  # set, under the lock, with the statement that ends the transaction
+    pgqueue_pid = 0
+
+    def _check_open(self) -> None:
+        if self.pgqueue_over:
+            raise TransactionMisused(
+                "this connection belonged to a step that has ended: a thread or a task that outlives the step cannot use it"
+            )
+        if self.pgqueue_pid != os.getpid():
+            raise TransactionMisused("the connection of a step cannot be used in a child process: it belongs to the parent")
+
+
+class StepConnection(_View, psycopg.Connection[Any]):
+    """The connection of one transactional step."""
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        self._check_open()
+        return super().wait(gen, *args, **kwargs)
 
     def commit(self) -> NoReturn:
         _refuse("tx.commit()")
@@ -92,7 +92,7 @@ class StepConnection(psycopg.Connection[Any]):
     def close(self) -> NoReturn:
         _refuse("tx.close()")
 
-    def set_autocommit(self, value: bool) -> None:
+    def set_autocommit(self, value: bool) -> NoReturn:
         _refuse("tx.autocommit")
 
     def __enter__(self) -> NoReturn:
@@ -100,3 +100,45 @@ class StepConnection(psycopg.Connection[Any]):
 
     def tpc_begin(self, xid: Any) -> NoReturn:
         _refuse("tx.tpc_begin()")
+
+
+class AsyncStepConnection(_View, psycopg.AsyncConnection[Any]):
+    """The connection of one ``async def`` transactional step."""
+
+    async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        self._check_open()
+        return await super().wait(gen, *args, **kwargs)
+
+    async def commit(self) -> NoReturn:
+        _refuse("tx.commit()")
+
+    async def rollback(self) -> NoReturn:
+        _refuse("tx.rollback()")
+
+    async def close(self) -> NoReturn:
+        _refuse("tx.close()")
+
+    async def set_autocommit(self, value: bool) -> NoReturn:
+        _refuse("tx.autocommit")
+
+    async def __aenter__(self) -> NoReturn:
+        _refuse("'async with tx:'")
+
+    async def tpc_begin(self, xid: Any) -> NoReturn:
+        _refuse("tx.tpc_begin()")
+
+
+AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+AnyView = StepConnection | AsyncStepConnection
+
+
+def view_of(conn: AnyConnection) -> AnyView:
+    """A view for one transaction. What its user sets on it (row factory, cursor factory) goes with it."""
+    view: Any
+    cursors: type[_GuardedCursor]
+    if isinstance(conn, psycopg.AsyncConnection):
+        view, cursors = object.__new__(AsyncStepConnection), AsyncStepCursor
+    else:
+        view, cursors = object.__new__(StepConnection), StepCursor
+    view.__dict__.update(conn.__dict__, row_factory=tuple_row, cursor_factory=cursors, pgqueue_pid=os.getpid())
+    return view  # type: ignore[no-any-return]

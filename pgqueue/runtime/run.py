@@ -3,6 +3,8 @@
 A run holds the job's claim. It calls the function, replays the steps that have a checkpoint, runs the next ones, and ends
 with a Settlement. When the connection is lost it forgets what it knows and replays from the database: a reconnect is a
 small crash. (Longer than other modules: all that can end a run, and must agree about it, is in one place.)
+
+Written once, as coroutines, for ``def`` and ``async def`` (see colour.py).
 """
 
 from __future__ import annotations
@@ -10,16 +12,18 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import psycopg
 
 from pgqueue import protocol
-from pgqueue.context import active
+from pgqueue.colour import blocking
+from pgqueue.context import Current, active
 from pgqueue.database import backoff
 from pgqueue.errors import (
     BadValue,
@@ -29,20 +33,20 @@ from pgqueue.errors import (
     OutsideJob,
     PgQueueError,
     StepFailed,
+    WrongColour,
 )
 from pgqueue.failpoints import failpoint
-from pgqueue.functions import Definition, Function, Transaction
+from pgqueue.functions import AsyncTransaction, Definition, Function, Transaction
 from pgqueue.model import ClaimedJob, Settlement
 from pgqueue.retry import Retry
 from pgqueue.runtime.failure import describe, failed_steps
-from pgqueue.runtime.history import History
-from pgqueue.runtime.session import Restart, Session
+from pgqueue.runtime.ground import Ground
+from pgqueue.runtime.history import History, Recorded
+from pgqueue.runtime.session import Restart
 from pgqueue.runtime.transact import Conflict, transact
 from pgqueue.values import clean, read_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pgqueue.app import App
 
 log = logging.getLogger(__name__)
@@ -55,81 +59,101 @@ class Unwind(BaseException):
         self.settlement = settlement
 
 
+@dataclass(eq=False)
+class OpenStep:
+    """The step whose code runs now."""
+
+    seq: int
+    thread: int  # that it runs in
+    tx: Any = None  # its connection, if it is a transaction
+
+
+_open_step: ContextVar[OpenStep | None] = ContextVar("pgqueue_step", default=None)
+
+
 class JobRun:
     """One job, as long as this worker holds it. What user code sees of it is ``context.Run``."""
 
-    def __init__(self, app: App, job: ClaimedJob, session: Session, max_bytes: int) -> None:
+    def __init__(self, app: App, job: ClaimedJob, ground: Ground, max_bytes: int) -> None:
         self.job_id = job.id
         self.name = job.name
         self.queue = job.queue
         self.app = app
         self.job = job
-        self._pid = os.getpid()
-        self.session = session
+        self.ground = ground
         self.max_bytes = max_bytes
-        self.history = History(session, job)
+        self.history = History(ground.sessions, job)
+        self._pid = os.getpid()
         self._ending: BaseException | None = None
-        self._step: int | None = None  # the seq of the step whose code runs now
-        self._thread: int | None = None  # the thread that it runs in
-        self.tx: psycopg.Connection[Any] | None = None
+        self._step: OpenStep | None = None
 
     # ------------------------------------------------------------------------------------------ the whole job
 
-    def execute(self) -> Settlement | None:
+    async def execute(self) -> Settlement | None:
         """Run it. None: nothing is left to settle, because it committed with its own transaction, or the claim is lost."""
         tries = 0
         while True:
             try:
                 with active(self):
-                    return self._whole()
+                    return await self._whole()
             except Unwind as unwind:
                 return unwind.settlement
             except ClaimLost:
-                self.session.discard()
                 log.warning("job %s: the claim is lost, this run's results are discarded", self.job_id)
                 return None
-            except Restart:
-                if self.session.resolve(self.job_id, self.job.token) != "held":
+            except Restart as lost:
+                if await self.ground.sessions.resolve(self.job_id, self.job.token, lost.session) != "held":
                     return None
-                self.history = History(self.session, self.job, came_back=True)
-                self._ending = self._step = self.tx = None
+                self.history = History(self.ground.sessions, self.job, came_back=True)
+                self._ending = self._step = None
                 tries += 1
-                time.sleep(backoff(tries))
+                await self.ground.sessions.pause(backoff(tries))
 
-    def _whole(self) -> Settlement | None:
+    async def _whole(self) -> Settlement | None:
         failpoint("dispatch.before_run")
         function = self.app.functions[self.name]
         try:
             arguments = function.input.decode(self.job.input, f"the input of {self.name}")
         except BadValue as error:
-            return self._ended_badly(error, None)
+            return await self._ended_badly(error, None)
         try:
-            if function.kind == "workflow":
-                value = function.fn(**arguments)
-                self._check_ending()
-                self.history.check_complete()
-            else:
-                with self._inside(0):
-                    if isinstance(function, Transaction):
-                        self._as_transaction(function, 0, arguments, whole=True)
-                        return None
-                    value = function.fn(**arguments)
+            ended = False
+            with ExitStack() as middlewares:
+                for middleware in self.app.middlewares:
+                    middlewares.enter_context(middleware(Current(self)))
+                value = await self._body(function, arguments)
+                ended = True
             self._check_ending()
+            if not ended:
+                raise PgQueueError("a middleware has swallowed the error of this job: let it out, or raise another")
+            if function.kind == "transaction":
+                return None
             return Settlement(self.job, "succeeded", self.result_text(function, value), self.history.seen)
         except (Unwind, Restart, ClaimLost):
             raise
         except BaseException as error:  # noqa: BLE001 -- also SystemExit and the like: a job cannot end its worker that way
             self._check_ending()
-            return self._ended_badly(error, function)
+            return await self._ended_badly(error, function)
 
-    def _ended_badly(self, error: BaseException, function: Function[Any, Any] | None) -> Settlement:
+    async def _body(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Any:
+        if function.kind == "workflow":
+            value = await self.invoke(function, **arguments)
+            self._check_ending()
+            await self.history.check_complete()
+            return value
+        with self._inside(0):
+            if function.kind == "transaction":
+                return await self._as_transaction(function, 0, arguments, whole=True)
+            return await self.invoke(function, **arguments)
+
+    async def _ended_badly(self, error: BaseException, function: Function[Any, Any] | None) -> Settlement:
         """A job that raised: it is cancelled, tried again, or has failed."""
         detail: dict[str, Any] = {"error": msgspec.Raw(describe(error).encode()), "failed_seqs": failed_steps(error)}
         if isinstance(error, Cancel):
             return self._settlement("cancelled", detail)
         if function is not None:
             policy = self._policy(function)
-            failed = self.session.run(protocol.attempts(self.job_id, None)) + 1
+            failed = await self.ground.sessions.run(protocol.attempts(self.job_id, None)) + 1
             if policy.again(failed, error):
                 return self._settlement("retry", {**detail, "delay": policy.wait(failed)})
         log.warning("job %s (%s) failed: %s", self.job_id, self.name, type(error).__qualname__)  # the message may hold payload
@@ -162,135 +186,224 @@ class JobRun:
 
     @property
     def step_key(self) -> str:
-        if self._step is None:
+        step = _open_step.get()
+        if step is None:
             raise OutsideJob("current().step_key is for the code of a step: in the body of a workflow there is none")
-        return f"{self.job_id}:{self._step}"
-
-    @property
-    def transaction(self) -> psycopg.Connection[Any] | None:
-        return self.tx
+        return f"{self.job_id}:{step.seq}"
 
     def call(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Any:
         """A step or transaction called by the job's code: replayed, or run and checkpointed."""
+        self.only_in_the_worker()
+        if self.ground.on_loop:
+            raise WrongColour(
+                f"{function.name} is a def, and a call of it would block the event loop: in async code write "
+                f"await {function.short_name}.aio(...), which runs it in a thread"
+            )
+        return blocking(self._call(function, self._number(function), arguments))
+
+    def acall(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        """The same, to be awaited. The step has its number from now on, whenever it is awaited."""
+        self.only_in_the_worker()
+        if not self.ground.on_loop:
+            raise WrongColour(
+                f"{function.name} has to be awaited, and {self.name} is a def: make the workflow an async def, or the step a def"
+            )
+        return self._call(function, self._number(function), arguments)
+
+    def _number(self, function: Function[Any, Any]) -> int | None:
+        """The number of the step that begins with this call. None: it is a plain call, a part of the step it is called from."""
         self._check_ending()
         if function.kind == "workflow":
             raise PgQueueError(f"{function.name}: a workflow cannot be called from a job yet; enqueue it instead")
-        if self._step is not None:
-            return self._nested(function, arguments)
-        seq, recorded = self._next(function)
-        if recorded is not None:
-            return self._replayed(function, seq, *recorded)
-        failpoint("step.between")
-        with self._inside(seq):
-            if isinstance(function, Transaction):
-                return self._as_transaction(function, seq, arguments, whole=False)
-            return self._as_step(function, seq, arguments)
+        if _open_step.get() is None:
+            self._check_free(function)
+            return self.history.give()
+        return None
 
-    def _next(self, function: Function[Any, Any]) -> tuple[int, tuple[str | None, str | None] | None]:
+    def _check_free(self, function: Function[Any, Any]) -> None:
+        if self._step is not None:
+            raise OutsideJob(
+                f"{function.name} was called while step {self._step.seq} was running: a workflow runs one step at a time"
+            )
+
+    async def _call(self, function: Function[Any, Any], seq: int | None, arguments: dict[str, Any]) -> Any:
+        self._check_ending()
+        if seq is None:
+            return await self._nested(function, arguments)
+        self._check_free(function)
+        with self._inside(seq):
+            recorded = await self._find(function, seq)
+            if recorded is not None:
+                return self._replayed(function, seq, recorded)
+            failpoint("step.between")
+            if function.kind == "transaction":
+                return await self._as_transaction(function, seq, arguments, whole=False)
+            return await self._as_step(function, seq, arguments)
+
+    async def _find(self, function: Function[Any, Any], seq: int) -> Recorded | None:
         try:
-            return self.history.next(function)
+            return await self.history.find(seq, function.name, function.known_names)
         except NonDeterministic as error:  # must not be caught by the workflow, which would go on with wrong results
-            self._end(Unwind(self._ended_badly(error, None)))
+            self._end(Unwind(await self._ended_badly(error, None)))
         except Restart as restart:
             self._end(restart)
 
-    def _nested(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Any:
+    async def _nested(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Any:
         """Inside a step another one is a plain call: it is part of that step."""
-        if self._thread != threading.get_ident():
-            raise OutsideJob(f"{function.name} was called from a thread while step {self._step} was running in another")
-        if not isinstance(function, Transaction):
-            return function.fn(**arguments)
-        if self.tx is None:
+        step = _open_step.get()
+        if step is None or step is not self._step or step.thread != threading.get_ident():
+            raise OutsideJob(
+                f"{function.name} was called from a thread or a task that is not the one of its step, or outlived it: "
+                "call steps from the workflow itself"
+            )
+        if function.kind != "transaction":
+            return await self.invoke(function, **arguments)
+        if step.tx is None:
             raise OutsideJob(
                 f"{function.name} is a transaction and was called inside a step, which has none: call it from the workflow"
             )
-        return function.fn(self.tx, **arguments)
+        return await self.invoke(function, step.tx, **arguments)
+
+    async def invoke(self, function: Function[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
+        """The user's function where it belongs: on the event loop, in this thread, or, out of async code, in one for it."""
+        if function.is_async:
+            return await function.fn(*args, **kwargs)
+        if not self.ground.on_loop:
+            return function.fn(*args, **kwargs)
+        step = _open_step.get()
+
+        def in_thread() -> Any:
+            if step is not None:
+                step.thread = threading.get_ident()
+            return function.fn(*args, **kwargs)
+
+        return await self.ground.in_thread(in_thread)
 
     def enqueue(self, descriptions: Sequence[dict[str, Any]]) -> list[str]:
         """Jobs enqueued by the job's code: in the open transaction, else (in a workflow's body) as a step of their own."""
         self._check_ending()
-        if self.tx is not None:
-            return self.app.client.send(descriptions, self.tx)
-        if self._step is not None:
-            return self.app.client.send(descriptions)
+        if self.ground.on_loop:
+            raise WrongColour("enqueue() would block the event loop: in async code write await f.aenqueue(...)")
+        step = _open_step.get()
+        if step is not None:
+            return self.app.client.send(descriptions, step.tx)
         result: list[str] = self.call(_enqueue_step(self.app), {"descriptions": descriptions})
+        return result
+
+    async def aenqueue(self, descriptions: Sequence[dict[str, Any]]) -> list[str]:
+        """The same, to be awaited."""
+        self._check_ending()
+        if not self.ground.on_loop:
+            raise WrongColour(f"aenqueue() has to be awaited, and {self.name} is a def: use enqueue()")
+        step = _open_step.get()
+        if step is not None:
+            return await self.app.async_client.send(descriptions, step.tx)
+        result: list[str] = await self.acall(_async_enqueue_step(self.app), {"descriptions": descriptions})
         return result
 
     @contextmanager
     def _inside(self, seq: int) -> Iterator[None]:
-        self._step, self._thread = seq, threading.get_ident()
+        step = self._step = OpenStep(seq, threading.get_ident())
+        token = _open_step.set(step)
         try:
             yield
         finally:
-            self._step = self._thread = None
+            _open_step.reset(token)
+            self._step = None
+
+    @contextmanager
+    def lent(self, connection: Any) -> Iterator[None]:
+        """The open step has this connection."""
+        step = _open_step.get()
+        assert step is not None  # noqa: S101 -- a transaction runs inside a step
+        step.tx = connection
+        try:
+            yield
+        finally:
+            self.only_in_the_worker()
+            step.tx = None
 
     # -------------------------------------------------------------------------------------------------- steps
 
-    def _replayed(self, function: Function[Any, Any], seq: int, result: str | None, error: str | None) -> Any:
+    def _replayed(self, function: Function[Any, Any], seq: int, recorded: Recorded) -> Any:
+        result, error = recorded
         if result is None:
             raise StepFailed(read_error(error), function.name, seq)
         return function.result.decode(result, f"the result of {function.name}")
 
-    def _as_step(self, function: Function[Any, Any], seq: int, arguments: dict[str, Any]) -> Any:
+    async def _as_step(self, function: Function[Any, Any], seq: int, arguments: dict[str, Any]) -> Any:
         failpoint("step.before_effect")
         try:
-            text = self.result_text(function, function.fn(**arguments))
+            text = self.result_text(function, await self.invoke(function, **arguments))
         except (Unwind, Restart, ClaimLost):
             raise
         except BaseException as error:  # noqa: BLE001 -- also SystemExit: it is the step that failed, not the worker
             self.only_in_the_worker()
-            return self._step_failed(function, seq, error)
+            return await self._step_failed(function, seq, error)
         self.only_in_the_worker()
         failpoint("step.after_effect")
-        self._store(function, seq, text, None)
+        await self._store(function, seq, text, None)
         failpoint("step.checkpointed")
         return function.result.decode(text, f"the result of {function.name}")
 
-    def _as_transaction(self, function: Transaction[Any, Any], seq: int, arguments: dict[str, Any], whole: bool) -> Any:
+    async def _as_transaction(self, function: Function[Any, Any], seq: int, arguments: dict[str, Any], whole: bool) -> Any:
         tries = 0
         while True:
             try:
-                text, cancelled = transact(self, function, seq, arguments, whole)
+                text, cancelled = await self._transact(function, seq, arguments, whole)
             except Conflict:
                 tries += 1
                 if tries > 10:  # hand the worker to another job for a while; this counts as nothing
                     self._end(Unwind(self._settlement("retry", {"delay": 1.0})))
-                time.sleep(min(0.5, 0.005 * 2**tries))
+                await self.ground.sessions.pause(min(0.5, 0.005 * 2**tries))
             except (Unwind, Restart, ClaimLost) as ending:
                 self._end(ending)
             except BaseException as error:
                 if whole:
                     raise
-                return self._step_failed(function, seq, error)
+                return await self._step_failed(function, seq, error)
             else:
                 if not whole:
                     self._stored(seq, cancelled)
                 return function.result.decode(text, f"the result of {function.name}")
 
-    def _step_failed(self, function: Function[Any, Any], seq: int, error: BaseException) -> NoReturn:
+    async def _transact(self, function: Function[Any, Any], seq: int, arguments: dict[str, Any], whole: bool) -> tuple[str, bool]:
+        if function.is_async or not self.ground.on_loop:
+            return await transact(self, self.ground.sessions, function, seq, arguments, whole)
+        # A def in async code: all of the transaction happens in a thread, on a connection that blocks.
+        step = _open_step.get()
+
+        def in_thread() -> tuple[str, bool]:
+            if step is not None:
+                step.thread = threading.get_ident()
+            return blocking(transact(self, self.ground.blocking_sessions, function, seq, arguments, whole))
+
+        return await self.ground.in_thread(in_thread)
+
+    async def _step_failed(self, function: Function[Any, Any], seq: int, error: BaseException) -> NoReturn:
         """A try of a step failed: another one later, or the error becomes its checkpoint and is raised in the workflow."""
         text = describe(error)
         failpoint("failure.before_recorded")
         try:
             policy = function.definition.retry
-            failed = self.session.run(protocol.attempts(self.job_id, seq)) + 1
+            failed = await self.ground.sessions.run(protocol.attempts(self.job_id, seq)) + 1
             if policy.again(failed, error):
                 detail = {"error": msgspec.Raw(text.encode()), "seq": seq, "delay": policy.wait(failed)}
                 self._end(Unwind(self._settlement("retry", detail)))
-            self._store(function, seq, None, text)
+            await self._store(function, seq, None, text)
         except Restart as restart:
             self._end(restart)
         failpoint("failure.recorded")
         raise StepFailed(read_error(text), function.name, seq) from None
 
-    def _store(self, function: Function[Any, Any], seq: int, result: str | None, error: str | None) -> None:
+    async def _store(self, function: Function[Any, Any], seq: int, result: str | None, error: str | None) -> None:
         call = protocol.store(self.job_id, self.job.token, self.history.seen, seq, function.name, result, error)
         try:
-            stored = self.session.run(call)
+            stored = await self.ground.sessions.run(call)
         except Restart as restart:
             self._end(restart)
-        except psycopg.errors.UniqueViolation as error:  # another run stored this step: read what it stored
-            self._end(Restart(str(error)))
+        except psycopg.errors.UniqueViolation:  # another run stored this step: read what it stored
+            self._end(Restart())
         if stored == "lost":
             self._end(ClaimLost())
         self._stored(seq, stored == "cancel")
@@ -314,10 +427,20 @@ class JobRun:
             return text
 
 
-def _enqueue_step(app: App) -> Transaction[Any, Any]:
+_ENQUEUE = Definition(name="pgqueue.enqueue")
+
+
+def _enqueue_step(app: App) -> Function[Any, Any]:
     """Enqueueing from the body of a workflow is a transaction like any other: the jobs and the checkpoint with their ids."""
 
     def enqueue(tx: psycopg.Connection[Any], descriptions: list[dict[str, Any]]) -> list[str]:
         return app.client.send(descriptions, tx)
 
-    return Transaction(app, enqueue, Definition(name="pgqueue.enqueue"))
+    return Transaction(app, enqueue, _ENQUEUE)
+
+
+def _async_enqueue_step(app: App) -> Function[Any, Any]:
+    async def enqueue(tx: psycopg.AsyncConnection[Any], descriptions: list[dict[str, Any]]) -> list[str]:
+        return await app.async_client.send(descriptions, tx)
+
+    return AsyncTransaction(app, enqueue, _ENQUEUE)

@@ -1,84 +1,274 @@
-"""The worker's connection for the jobs it runs: opened when needed, thrown away when in doubt."""
+"""A worker's connections for the jobs it runs: opened when needed, thrown away when in doubt.
+
+Written once for both colours: a BlockingSession never suspends, an AsyncSession awaits. pgqueue's own statements go as simple
+queries, several in one message: BEGIN and the fence are one round trip, and so are the checkpoint and COMMIT.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import logging
 import time
-from typing import TypeVar
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any, TypeVar
 
 import psycopg
+from psycopg import generators, pq
+from psycopg.adapt import Transformer
+from psycopg.errors import error_from_result
 
 from pgqueue import database, protocol
 from pgqueue.database import is_lost, is_transient
-from pgqueue.errors import DatabaseUnreachable
+from pgqueue.errors import DatabaseUnreachable, PgQueueError, TransactionMisused
 from pgqueue.failpoints import failpoint
+from pgqueue.model import Isolation
 from pgqueue.protocol import Call
-from pgqueue.runtime.connection import StepConnection
+from pgqueue.runtime.connection import AnyConnection, AnyView, view_of
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+MOST_ASYNC = 10
+"""Connections that the ``async def`` jobs of one worker share: each needs one for its transactions and checkpoints only."""
+
 
 class Restart(BaseException):
-    """The connection was lost: forget what this run knows, see what was committed, and replay."""
+    """The connection was lost: forget what this run knows, see what was committed, and replay. ``session`` is its name."""
+
+    def __init__(self, session: str = "") -> None:
+        self.session = session
 
 
-class Session:
-    """One connection, on which the jobs of one worker thread run one after the other."""
+class Session(ABC):
+    """One connection, used by one job at a time."""
 
-    def __init__(self, dsn: str, worker: str) -> None:
+    def __init__(self, dsn: str, worker: str, numbers: Iterator[int]) -> None:
         self._dsn = dsn
-        self._worker = worker
-        self._conn: StepConnection | None = None
+        self._prefix = f"pgqueue:{worker}"
+        self._numbers = numbers
+        self._conn: Any = None
+        self.part = ""  # what tells this session from the worker's others; every new connection has another
 
-    def connection(self) -> StepConnection:
-        """The connection, opened if need be. Waits for as long as the database is away: no outage ends a worker."""
-        tries = 0
-        while self._conn is None or self._conn.closed:
-            try:
-                self._conn = database.connect_as(StepConnection, self._dsn, f"pgqueue:{self._worker}:step")
-            except DatabaseUnreachable as error:
-                log.warning("%s", error)
-                tries += 1
-                time.sleep(database.backoff(tries))
-        return self._conn
+    @abstractmethod
+    async def _open(self, name: str) -> AnyConnection:
+        """Connect."""
 
-    def run(self, call: Call[T]) -> T:
-        """A verb in a transaction of its own. Conflicts are run again; a lost connection is a Restart."""
+    @abstractmethod
+    async def _exchange(self, sql: bytes, view: AnyView | None = None) -> list[pq.abc.PGresult]:
+        """Send statements in one message and wait for their answers. ``view``: nobody can use it any more from then on."""
+
+    @staticmethod
+    @abstractmethod
+    async def pause(seconds: float) -> None:
+        """Wait, and let others work."""
+
+    # --------------------------------------------------------------------------------- statements of our own
+
+    async def run(self, call: Call[T], again: bool = True) -> T:
+        """A verb in a transaction of its own. A lost connection is a Restart; conflicts are run again if ``again``."""
         tries = 0
         while True:
-            conn = self.connection()
+            await self._connect()
             try:
-                return call.read(conn.engine_execute(call.sql, call.params).fetchall())
+                return call.read(self._rows((await self._ask(self._text(call)))[-1]))
             except psycopg.Error as error:
-                if is_lost(error):
-                    raise Restart from error
-                if not is_transient(error):
+                if is_lost(error) or self.lost:
+                    self.discard()
+                    raise Restart(self.part) from error
+                if not (again and is_transient(error)):
                     raise
                 tries += 1
-                time.sleep(database.backoff(tries))
+                await self.pause(database.backoff(tries))
+
+    async def begin(self, isolation: Isolation, fence: Call[T]) -> tuple[AnyView, T]:
+        """Begin a transaction, with its first statement. A view of the connection for the code that runs in it."""
+        await self._connect()
+        results = await self._ask(f"BEGIN ISOLATION LEVEL {isolation}; {self._text(fence)}")
+        return view_of(self._conn), fence.read(self._rows(results[-1]))
+
+    async def commit(self, view: AnyView, closing: Call[T]) -> T:
+        """End it, with its last statement. Errors of both come out."""
+        results = await self._ask(f"{self._text(closing)}; COMMIT", view)
+        if results[-1].command_status != b"COMMIT":  # COMMIT of an aborted transaction "succeeds" with ROLLBACK
+            raise PgQueueError("the transaction was rolled back by the server")
+        return closing.read(self._rows(results[0]))
+
+    async def leave(self, view: AnyView | None) -> None:
+        """Out of a transaction that did not end well. What cannot be rolled back is closed."""
+        if view is not None:
+            view.pgqueue_over = True
+        if self._conn is None:
+            return
+        if self._conn.pgconn.pipeline_status != pq.PipelineStatus.OFF or self.status == pq.TransactionStatus.ACTIVE:
+            self.discard()  # the step left it in the middle of something
+        elif self.status != pq.TransactionStatus.IDLE:
+            try:
+                await self._ask("ROLLBACK")
+            except psycopg.Error:
+                self.discard()
+
+    def check_usable(self, name: str) -> None:
+        """Can the transaction be committed, as far as one sees from here?"""
+        if self.status == pq.TransactionStatus.INERROR:
+            raise PgQueueError(
+                f"{name} went on after a database error, which had ended its transaction: let the error out, or "
+                "guard the statement that may fail with a savepoint (with tx.transaction())"
+            )
+        if self._conn.pgconn.pipeline_status != pq.PipelineStatus.OFF or self.status == pq.TransactionStatus.ACTIVE:
+            raise TransactionMisused(f"{name} returned in the middle of a COPY or a pipeline: leave its 'with' block before")
+
+    @property
+    def status(self) -> pq.TransactionStatus:
+        """What the transaction of this session is in."""
+        return pq.TransactionStatus(self._conn.pgconn.transaction_status)
+
+    @property
+    def lost(self) -> bool:
+        """Is there no usable connection?"""
+        return self._conn is None or bool(self._conn.closed)
 
     def discard(self) -> None:
         """Close the connection: whatever was under way on it is in doubt."""
         if self._conn is not None:
-            self._conn.engine_close()
+            self._conn.pgconn.finish()
             self._conn = None
 
-    def resolve(self, job: str, token: int) -> str:
+    async def _connect(self) -> None:
+        """Waits for as long as the database is away: no outage ends a worker."""
+        tries = 0
+        while self.lost:
+            self.discard()
+            self.part = f":step:{next(self._numbers)}"
+            try:
+                self._conn = await self._open(self._prefix + self.part)
+            except DatabaseUnreachable as error:
+                log.warning("%s", error)
+                tries += 1
+                await self.pause(database.backoff(tries))
+
+    async def _ask(self, sql: str, view: AnyView | None = None) -> list[pq.abc.PGresult]:
+        results = await self._exchange(sql.encode(), view)
+        for result in results:
+            if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
+                raise error_from_result(result)
+        return results
+
+    def _text(self, call: Call[Any]) -> str:
+        return call.sql % tuple(self._literal(value) for value in call.params) if call.params else call.sql
+
+    def _literal(self, value: Any) -> str:
+        if value is None:
+            return "NULL"
+        return pq.Escaping(self._conn.pgconn).escape_literal(str(value).encode()).decode()
+
+    def _rows(self, result: pq.abc.PGresult) -> protocol.Rows:
+        reader = Transformer(self._conn)
+        reader.set_pgresult(result)
+        return reader.load_rows(0, result.ntuples, tuple)
+
+
+class BlockingSession(Session):
+    """For ``def`` functions."""
+
+    async def _open(self, name: str) -> AnyConnection:
+        return database.connect(self._dsn, name)
+
+    async def _exchange(self, sql: bytes, view: AnyView | None = None) -> list[pq.abc.PGresult]:
+        conn = self._conn
+        with conn.lock:  # a thread that the step's code has started may be in the middle of a statement
+            if view is not None:
+                view.pgqueue_over = True
+            conn.pgconn.send_query(sql)
+            if view is not None:
+                failpoint("transaction.committing")
+            results: list[pq.abc.PGresult] = conn.wait(generators.execute(conn.pgconn))
+            return results
+
+    @staticmethod
+    async def pause(seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class AsyncSession(Session):
+    """For ``async def`` functions."""
+
+    async def _open(self, name: str) -> AnyConnection:
+        return await database.connect_async(self._dsn, name)
+
+    async def _exchange(self, sql: bytes, view: AnyView | None = None) -> list[pq.abc.PGresult]:
+        conn = self._conn
+        try:
+            async with conn.lock:
+                if view is not None:
+                    view.pgqueue_over = True
+                conn.pgconn.send_query(sql)
+                if view is not None:
+                    failpoint("transaction.committing")
+                results: list[pq.abc.PGresult] = await conn.wait(generators.execute(conn.pgconn))
+                return results
+        except asyncio.CancelledError as cancelled:  # in the middle of our own statement: nobody knows whether it happened
+            self.discard()
+            raise Restart(self.part) from cancelled
+
+    @staticmethod
+    async def pause(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class Sessions:
+    """The sessions of one worker process, of one colour. Whoever needs one borrows it, for a verb or a transaction."""
+
+    def __init__(self, kind: type[Session], dsn: str, worker: str, numbers: Iterator[int] | None = None) -> None:
+        self._kind = kind
+        self._dsn = dsn
+        self._worker = worker
+        self._numbers = numbers if numbers is not None else itertools.count(1)
+        self._free: deque[Session] = deque()
+        self._room: Any = asyncio.Semaphore(MOST_ASYNC) if kind is AsyncSession else nullcontext()
+
+    @asynccontextmanager
+    async def borrow(self) -> AsyncIterator[Session]:
+        """A session for as long as the block lasts."""
+        async with self._room:
+            try:
+                session = self._free.pop()
+            except IndexError:
+                session = self._kind(self._dsn, self._worker, self._numbers)
+            try:
+                yield session
+            finally:
+                self._free.append(session)
+
+    async def run(self, call: Call[T]) -> T:
+        """A verb in a transaction of its own."""
+        async with self.borrow() as session:
+            return await session.run(call)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, and let others work."""
+        await self._kind.pause(seconds)
+
+    async def resolve(self, job: str, token: int, part: str) -> str:
         """After a lost connection: does this run still hold its job? Waits until the old session has ended."""
-        self.discard()
         tries = 0
         while True:
             failpoint("resolve.before")
             try:
-                return self.run(protocol.resolve(job, token))
+                async with self.borrow() as session:
+                    return await session.run(protocol.resolve(job, token), again=False)
             except Restart:
-                self.discard()
                 tries += 1
-                time.sleep(database.backoff(tries))
+                await self.pause(database.backoff(tries))
             except psycopg.errors.LockNotAvailable:
-                self._end_old_sessions()
+                # The old session still holds the job after its time: end it, so that its commit has happened or never will.
+                if part:
+                    await self.run(protocol.end_sessions(self._worker, part))
 
-    def _end_old_sessions(self) -> None:
-        """The old session still holds the job after its time: end it, so that its commit has happened or never will."""
-        self.run(protocol.end_sessions(self._worker, ":step"))
+    def close(self) -> None:
+        """Close all that are free."""
+        while self._free:
+            self._free.pop().discard()

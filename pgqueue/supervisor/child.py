@@ -17,7 +17,7 @@ class Death(msgspec.Struct):
     """What the housekeeper has to know about a worker that died."""
 
     worker: str
-    started: int  # digest of the job it was running; 0: none
+    started: list[int]  # digests of the jobs it was running
     reason: str | None  # None: we ended it, nobody is charged
 
 

@@ -229,7 +229,7 @@ class Supervisor:
         slot = child.slot
         booted, worked = slot.phase != Phase.BOOTING, slot.done > 1
         reason = describe(code) + (" (perhaps out of memory)" if code == -signal.SIGKILL and charged else "")
-        death = Death(child.worker, slot.started if charged else 0, reason if charged else None)
+        death = Death(child.worker, slot.started if charged else [], reason if charged else None)
         slot.phase = Phase.DEAD  # and kept until the housekeeper has read from it what was finished
         log.log(logging.WARNING if charged else logging.INFO, "worker %s ended: %s", child.worker, reason)
         self._deaths[death.worker] = death

@@ -36,8 +36,8 @@ class ScanHints:
         self._duration = {True: 0.0, False: 0.0}  # seconds that hinted claims take, and claims from the start
         self._hinted = False
 
-    def next(self) -> list[int]:
-        """The hints for the next claim: 20 positions for each queue."""
+    def next(self, queues: Sequence[str]) -> list[int]:
+        """The hints for the next claim: 20 positions for each of these queues."""
         now = time.monotonic()
         while self._samples and self._samples[0][0] <= now - AGE:
             self._old = self._samples.popleft()[1]
@@ -45,15 +45,19 @@ class ScanHints:
         if now - self._last_sweep >= max(SWEEP_EVERY, 20 * self._duration[False]):
             self._last_sweep = now
             self._hinted = not self._hinted  # the other way: to find late commits, or to learn what a hint would save
-        return self._old if self._hinted else self._none
+        hints = self._old if self._hinted else self._none
+        return [hint for queue in queues for hint in hints[self._queues[queue] * LANES : (self._queues[queue] + 1) * LANES]]
 
-    def learn(self, found: Sequence[tuple[ClaimedJob, int]], newest: int, asked: int, took: float) -> None:
-        """What a claim brought: jobs with their positions, the newest position given out before it, and its duration."""
+    def learn(self, queues: Sequence[str], found: Sequence[tuple[ClaimedJob, int]], newest: int, asked: int, took: float) -> None:
+        """What a claim from these queues brought: jobs with their positions, the newest position given out before it, and its
+        duration."""
         old = self._duration[self._hinted]
         self._duration[self._hinted] = took if old == 0.0 else 0.8 * old + 0.2 * took
         sample = list(self._samples[-1][1] if self._samples else self._old)
         if len(found) < asked:  # every lane was looked through to its end
-            sample = [newest] * len(sample)
+            for queue in queues:
+                first = self._queues[queue] * LANES
+                sample[first : first + LANES] = [newest] * LANES
         lowest: dict[int, int] = {}
         for job, position in found:
             place = self._queues[job.queue] * LANES + job.lane

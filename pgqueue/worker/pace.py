@@ -1,4 +1,4 @@
-"""How many jobs to claim at once: about 75 ms of work, so that neither the database nor other workers wait."""
+"""How many jobs to hold ahead: about 75 ms of work, so that neither the database nor other workers wait."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ MOST = 500
 
 
 class Pace:
-    """Learns how long jobs take here."""
+    """Learns how long jobs take here, where so many run at once."""
 
-    def __init__(self) -> None:
-        self._typical = WORK  # until we know: one at a time
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._typical = WORK  # until we know
         self._last = 1
 
     def ran(self, seconds: float) -> None:
@@ -18,7 +19,8 @@ class Pace:
         weight = 0.5 if seconds > self._typical else 0.1
         self._typical += weight * (seconds - self._typical)
 
-    def amount(self) -> int:
-        """Jobs that make about 75 ms of work; at most four times as many as last time."""
-        self._last = max(1, min(MOST, 4 * self._last, int(WORK / max(self._typical, 1e-6))))
-        return self._last
+    def ahead(self) -> int:
+        """Jobs that make about 75 ms of work, at most four times as many as last time; 0 where not even one does."""
+        fitting = int(self._at_once * WORK / max(self._typical, 1e-6))
+        self._last = max(1, min(MOST, 4 * self._last, fitting))
+        return self._last if self._last > 1 else 0

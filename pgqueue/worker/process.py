@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
 import os
 import time
 from collections.abc import Sequence
 
 from pgqueue import database, protocol
-from pgqueue.app import App
+from pgqueue.app import App, Hook
 from pgqueue.config import Exit, WorkSettings
 from pgqueue.context import process
 from pgqueue.errors import Configuration, DatabaseUnreachable
 from pgqueue.failpoints import failpoint
-from pgqueue.ids import Process, digest
+from pgqueue.ids import Process
 from pgqueue.loading import load_app
-from pgqueue.model import Settlement
-from pgqueue.runtime.failure import describe
-from pgqueue.runtime.run import JobRun
-from pgqueue.runtime.session import Session
+from pgqueue.runtime.ground import Ground
 from pgqueue.slots import Phase, Slot
 from pgqueue.worker.claims import Claims
+from pgqueue.worker.inbox import Inbox
+from pgqueue.worker.runners import Loop, Threads
 
 log = logging.getLogger(__name__)
 
@@ -36,31 +37,68 @@ def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int])
         return Exit.CONFIG
     failpoint("dispatch.forked")
     if settings.dsn:  # beats what the App says, for what its jobs enqueue too
-        app.client.pool.given_dsn = settings.dsn
+        app.dsn = settings.dsn
     dsn = app.dsn
     max_bytes = register(app, dsn, worker)
     slot.set_registered()
+    threads, loop = runners(app, settings, dsn, worker, max_bytes)
+    try:
+        call_hooks(app, "worker_start", loop)
+    except Exception:
+        log.exception("a worker_start hook failed: this worker ends")
+        return Exit.FAILED
     slot.phase = Phase.BUSY
-    claims = Claims(dsn, worker, queues, list(app.functions), slot, wake)
-    claims.start()
-    run_jobs(app, claims, Session(dsn, worker), slot, max_bytes)
-    claims.join(timeout=5)
+    serve(app, queues, slot, worker, wake, threads, loop)
+    call_hooks(app, "worker_stop", loop)
     return Exit.OK
 
 
-def run_jobs(app: App, claims: Claims, session: Session, slot: Slot, max_bytes: int) -> None:
-    """The loop of the main thread: one job after the other, until there are to be no more."""
-    while (job := claims.next_job()) is not None:
-        slot.begin(digest(job.id, job.token))
-        began = time.perf_counter()
-        try:
-            settlement = JobRun(app, job, session, max_bytes).execute()
-        except Exception as error:  # a bug of ours: this job fails with it, the worker goes on
-            log.exception("job %s (%s): internal error", job.id, job.name)
-            session.discard()
-            settlement = Settlement(job, "failed", None, 0, '{"failed_seqs":[],"error":' + describe(error) + "}")
-        claims.done(job, settlement, time.perf_counter() - began)
-        slot.end()
+def runners(app: App, settings: WorkSettings, dsn: str, worker: str, max_bytes: int) -> tuple[Threads | None, Loop | None]:
+    """What this App's functions need: threads, an event loop, or both."""
+    colours = {function.is_async for function in app.functions.values()} or {False}
+    threads = Threads(app, Ground(dsn, worker), settings.threads, max_bytes) if False in colours else None
+    loop = Loop(app, dsn, worker, settings.concurrency, max_bytes) if True in colours else None
+    if loop is not None:
+        loop.start()
+    return threads, loop
+
+
+def serve(
+    app: App, queues: Sequence[str], slot: Slot, worker: str, wake: tuple[int, int], threads: Threads | None, loop: Loop | None
+) -> None:
+    """Claim, run and settle, until told to drain. The main thread is one of those that run jobs."""
+    halves = {colour: runner for colour, runner in ((False, threads), (True, loop)) if runner is not None}
+    inbox = Inbox(slot, {colour: runner.half for colour, runner in halves.items()}, lambda name: app.functions[name].is_async)
+    claims = Claims(app.dsn, worker, colours_of(app, queues), list(app.functions), slot, inbox, wake)
+    for runner in halves.values():
+        runner.attach(inbox, claims.done)
+    if threads is None:
+        claims.start()
+        claims.join()
+        return
+    claims.on_end(threads.stop)
+    claims.start()
+    threads.start()
+    threads.work()
+    claims.join(timeout=5)
+
+
+def colours_of(app: App, queues: Sequence[str]) -> dict[str, frozenset[bool]]:
+    """For each queue: are the functions that use it def, async def, or both? Where there are none: whatever the App has."""
+    every = frozenset(function.is_async for function in app.functions.values()) or frozenset({False})
+    used = {queue: frozenset(f.is_async for f in app.functions.values() if f.definition.queue == queue) for queue in queues}
+    return {queue: colours or every for queue, colours in used.items()}
+
+
+def call_hooks(app: App, event: Hook, loop: Loop | None) -> None:
+    """Call what was registered for this event."""
+    for hook in app.hooks[event]:
+        if not inspect.iscoroutinefunction(hook):
+            hook()
+        elif loop is not None:
+            loop.call(hook)
+        else:
+            asyncio.run(hook())
 
 
 def served_queues(app: App, wanted: Sequence[str]) -> list[str]:

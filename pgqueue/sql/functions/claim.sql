@@ -6,7 +6,7 @@
 -- It is an optimisation and never the truth: zeros look from the start, which a claimer does now and then.
 CREATE OR REPLACE FUNCTION pgqueue.claim(
     worker uuid, token bigint, queues text[], names text[], amount integer, hints bigint[], backwards boolean)
-RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb)
+RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb, suspect boolean)
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -56,15 +56,15 @@ BEGIN
             SELECT k.job_id, 'name', k.name, k.queue, k.lane FROM known k WHERE NOT k.mine AND NOT k.cancelled
             ON CONFLICT DO NOTHING
         ), started AS (
-            INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at)
-            SELECT k.job_id, token, worker, k.queue, k.lane, k.pos, stamp FROM known k WHERE k.mine AND NOT k.cancelled
+            INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, suspect)
+            SELECT k.job_id, token, worker, k.queue, k.lane, k.pos, stamp, k.suspect FROM known k WHERE k.mine AND NOT k.cancelled
             ON CONFLICT (job_id) DO NOTHING
-            RETURNING job_id, queue, lane, pos
+            RETURNING job_id, queue, lane, pos, suspect
         ), conflicts AS (
             SELECT nextval('pgqueue.conflict')
               FROM generate_series(1, (SELECT count(*) FROM known k WHERE k.mine AND NOT k.cancelled) - (SELECT count(*) FROM started))
         )
-        SELECT s.job_id, j.name, j.input, s.queue, s.lane, s.pos, j.policy
+        SELECT s.job_id, j.name, j.input, s.queue, s.lane, s.pos, j.policy, s.suspect
           FROM started s JOIN pgqueue.job j ON j.id = s.job_id
          WHERE (SELECT count(*) FROM conflicts) >= 0;
         GET DIAGNOSTICS served = ROW_COUNT;

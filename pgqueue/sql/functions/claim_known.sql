@@ -1,7 +1,7 @@
 -- The part of claim that takes jobs put aside by workers that did not know their workflow. Straight from `waiting` to
 -- `running`: a way through `ready` would hand them to the same ignorant workers again.
 CREATE OR REPLACE FUNCTION pgqueue.claim_known(worker uuid, token bigint, queues text[], names text[], amount integer)
-RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb)
+RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb, suspect boolean)
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -26,7 +26,7 @@ BEGIN
         ON CONFLICT (job_id) DO NOTHING
         RETURNING job_id, queue, lane, pos
     )
-    SELECT s.job_id, j.name, j.input, s.queue, s.lane, s.pos, j.policy
+    SELECT s.job_id, j.name, j.input, s.queue, s.lane, s.pos, j.policy, false
       FROM started s JOIN pgqueue.job j ON j.id = s.job_id;
 END
 $$;

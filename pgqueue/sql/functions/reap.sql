@@ -1,6 +1,8 @@
 -- Take jobs back from a worker that is fenced or gone, up to 500, skipping those that one of its sessions still holds
 -- (come back for them). `started` are the jobs it had begun: they are charged with a crash, and fail when that happened
--- max_crashes times without a new checkpoint. The others are given back as if never taken. reason null: nobody is charged
+-- max_crashes times without a new checkpoint. Where several had begun, nobody knows which one it was: they are all charged, but
+-- fail only after three times as often, and are marked as suspect, so that each begins alone next time. The others are given
+-- back as if never taken. reason null: nobody is charged
 -- (we stopped the worker ourselves). kind lost: the lease ran out and nobody knows what had begun; then only a job that
 -- was alone in its worker is charged. Removes the worker when it has nothing left. Returns what became of the jobs.
 CREATE OR REPLACE FUNCTION pgqueue.reap(worker uuid, started uuid[], kind text, reason text)
@@ -29,7 +31,8 @@ BEGIN
            FOR UPDATE OF r SKIP LOCKED
     ), judged AS MATERIALIZED (
         SELECT h.*, p.checkpoints,
-               h.charged AND p.crashes + 1 >= coalesce((j.policy ->> 'max_crashes')::integer, w.max_crashes, 3) AS poison
+               h.charged AND p.crashes + 1 >= coalesce((j.policy ->> 'max_crashes')::integer, w.max_crashes, 3)
+                             * CASE WHEN cardinality(started) > 1 THEN 3 ELSE 1 END AS poison
           FROM held h
           JOIN pgqueue.job j ON j.id = h.job_id
           LEFT JOIN pgqueue.workflow w ON w.name = j.name
@@ -60,8 +63,8 @@ BEGIN
     ), honoured AS (
         DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (ARRAY(SELECT d.job_id FROM judged d WHERE d.cancelled OR d.poison))
     ), back AS (
-        INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
-        SELECT d.queue, d.lane - d.lane % 2, nextval('pgqueue.position'), d.job_id
+        INSERT INTO pgqueue.ready (queue, lane, pos, job_id, suspect)
+        SELECT d.queue, d.lane - d.lane % 2, nextval('pgqueue.position'), d.job_id, d.charged
           FROM judged d WHERE NOT d.cancelled AND NOT d.poison
     ), gone AS (
         DELETE FROM pgqueue.running r WHERE r.ctid = ANY (ARRAY(SELECT h.tid FROM held h))

@@ -100,6 +100,7 @@ CREATE TABLE pgqueue.ready (
     lane   smallint NOT NULL CHECK (lane BETWEEN 0 AND 19),
     pos    bigint NOT NULL,
     job_id uuid NOT NULL,
+    suspect boolean NOT NULL DEFAULT false,                -- its last worker died: it had better begin alone
     PRIMARY KEY (queue, lane, pos)
 );
 
@@ -110,7 +111,8 @@ CREATE TABLE pgqueue.running (
     queue      text NOT NULL,
     lane       smallint NOT NULL,
     pos        bigint NOT NULL,
-    started_at timestamptz NOT NULL
+    started_at timestamptz NOT NULL,
+    suspect    boolean NOT NULL DEFAULT false
 );
 CREATE INDEX running_worker ON pgqueue.running (worker);
 

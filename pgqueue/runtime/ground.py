@@ -1,0 +1,65 @@
+"""Where the code of a job runs: in a thread of its own (``def``), or on the worker's event loop (``async def``)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from pgqueue.runtime.session import AsyncSession, BlockingSession, Sessions
+
+T = TypeVar("T")
+MOST_THREADS = 32
+
+
+class Ground:
+    """For jobs whose function is a ``def``: their code runs in the thread that runs them, and blocks it."""
+
+    def __init__(self, dsn: str, worker: str) -> None:
+        self.sessions = self.blocking_sessions = Sessions(BlockingSession, dsn, worker)
+
+    @property
+    def on_loop(self) -> bool:
+        """Is the caller on the event loop of the jobs?"""
+        return False
+
+    async def in_thread(self, code: Callable[[], T]) -> T:
+        """Run it where it may block."""
+        return code()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.sessions.close()
+
+
+class AsyncGround(Ground):
+    """For jobs whose function is an ``async def``. Made on the event loop. Their ``def`` steps run in threads."""
+
+    def __init__(self, dsn: str, worker: str, concurrency: int) -> None:
+        numbers = itertools.count(1_000_000)  # names of sessions: other ones than those of the worker's threads
+        self.sessions = Sessions(AsyncSession, dsn, worker, numbers)
+        self.blocking_sessions = Sessions(BlockingSession, dsn, worker, numbers)
+        self._loop_thread = threading.get_ident()
+        self._threads = ThreadPoolExecutor(min(concurrency, MOST_THREADS), "pgqueue-aio")
+
+    @property
+    def on_loop(self) -> bool:
+        return threading.get_ident() == self._loop_thread
+
+    async def in_thread(self, code: Callable[[], T]) -> T:
+        context = contextvars.copy_context()
+        running = asyncio.get_running_loop().run_in_executor(self._threads, context.run, code)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            # A thread cannot be stopped: whoever cancels waits until it has ended, and its result counts.
+            return await running
+
+    def close(self) -> None:
+        self.sessions.close()
+        self.blocking_sessions.close()
+        self._threads.shutdown(wait=False)

@@ -1,0 +1,117 @@
+"""The jobs that a worker has claimed and not begun, and how many of them run.
+
+A worker has two halves: threads, which run ``def`` jobs, and an event loop for ``async def`` jobs. The thread that claims puts
+jobs in; a half that has room takes one. Whoever takes a job out owns it: to run it, or to give it back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from pgqueue.model import ClaimedJob
+from pgqueue.slots import Slot
+from pgqueue.worker.pace import Pace
+
+HOSTAGE_AFTER = 0.5  # seconds that a job may wait here; the housekeeper takes it away after 0.75, whatever this process does
+ALONE_FOR = 0.3  # seconds for which a job whose last worker died begins alone, so that its neighbours are not blamed
+
+
+class Half:
+    """One half of a worker."""
+
+    def __init__(self, capacity: int, arrived: Callable[[int], None]) -> None:
+        self.capacity = capacity  # jobs at once
+        self.arrived = arrived  # called when there are so many more
+        self.waiting: deque[tuple[ClaimedJob, float]] = deque()  # with the moment at which it came
+        self.running = 0
+        self.moved = 0.0  # when a job last began or ended
+        self.pace = Pace(capacity)
+
+    def room(self, now: float) -> int:
+        """How many more jobs could begin soon."""
+        free = self.capacity - self.running
+        stuck = free == 0 and now - self.moved > HOSTAGE_AFTER
+        ahead = 0 if stuck else self.pace.ahead()
+        waiting = len(self.waiting)
+        return max(0, free + ahead - waiting) if waiting <= max(ahead // 2, free - 1) else 0
+
+
+class Inbox:
+    """Both halves, and what they may not do at the same time."""
+
+    def __init__(self, slot: Slot, halves: dict[bool, Half], is_async: Callable[[str], bool]) -> None:
+        self._slot = slot
+        self._halves = halves  # by: is it the one for async def?
+        self._is_async = is_async
+        self._lock = threading.Lock()
+        self._alone_until = 0.0  # a suspect has begun
+        self._late: list[ClaimedJob] = []  # waited too long: to be given back
+        self.running = 0  # in both halves
+
+    # ------------------------------------------------------------------------------- the thread that claims
+
+    def put(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Jobs were claimed."""
+        now = time.monotonic()
+        for colour, half in self._halves.items():
+            mine = jobs if len(self._halves) == 1 else [job for job in jobs if self._is_async(job.name) is colour]
+            if mine:
+                with self._lock:
+                    half.waiting.extend([(job, now) for job in mine])
+                half.arrived(len(mine))
+
+    def room(self, colours: Iterable[bool]) -> int:
+        """How many jobs of these colours to claim: as many as fit into each half, because nobody knows what will come."""
+        now = time.monotonic()
+        return min(self._halves[colour].room(now) for colour in colours)
+
+    def take_late(self, everything: bool = False) -> list[ClaimedJob]:
+        """What has waited too long, or all that waits: it is to be given back."""
+        before = time.monotonic() - (0.0 if everything else HOSTAGE_AFTER)
+        with self._lock:
+            for half in self._halves.values():
+                while half.waiting and (everything or half.waiting[0][1] <= before):
+                    self._late.append(half.waiting.popleft()[0])
+            late, self._late = self._late, []
+        return late
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that have not begun."""
+        return sum(len(half.waiting) for half in self._halves.values()) + len(self._late)
+
+    # ------------------------------------------------------------------------------------------ the two halves
+
+    def take(self, half: Half) -> ClaimedJob | None:
+        """The next job of this half, which begins now. None: there is nothing that can begin."""
+        with self._lock:
+            while half.waiting and half.running < half.capacity:
+                job, arrived = half.waiting[0]
+                now = time.monotonic()
+                if self.running and (now < self._alone_until or (job.suspect and now - arrived < ALONE_FOR)):
+                    return None
+                half.waiting.popleft()
+                if self._slot.begin(job.place) > HOSTAGE_AFTER:
+                    self._slot.put_back(job.place)
+                    self._late.append(job)
+                    continue
+                self.running += 1
+                half.running += 1
+                half.moved = now
+                self._alone_until = now + ALONE_FOR if job.suspect else 0.0
+                return job
+        return None
+
+    def ended(self, half: Half, job: ClaimedJob, seconds: float) -> None:
+        """A job of this half has ended."""
+        half.pace.ran(seconds)
+        self._slot.end(job.place)
+        with self._lock:
+            self.running -= 1
+            half.running -= 1
+            half.moved = time.monotonic()
+            if not self.running:
+                self._alone_until = 0.0
