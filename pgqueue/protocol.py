@@ -131,6 +131,11 @@ def fence(job: str, token: int, seen: int, idle_seconds: float) -> Call[Any]:
     return Call("SELECT pgqueue.fence(%s::uuid, %s::bigint, %s::integer, %s)::text", (job, token, seen, idle_seconds), _first)
 
 
+def fence_last(job: str, token: int) -> Call[Any]:
+    """The same for a job that is nothing but this transaction."""
+    return Call("SELECT pgqueue.fence_last(%s::uuid, %s::bigint)::text", (job, token), _first)
+
+
 def continues(job: str, seen: int) -> Call[bool]:
     """Is the last checkpoint that this run saw still there?"""
     return Call("SELECT pgqueue.continues(%s::uuid, %s::integer)", (job, seen), _first)

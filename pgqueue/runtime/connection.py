@@ -20,8 +20,8 @@ C = TypeVar("C", bound="psycopg.Connection[Any] | psycopg.AsyncConnection[Any]")
 
 #: Statements that begin or end a transaction, behind any comments. ROLLBACK TO a savepoint is fine.
 _CONTROL = re.compile(
-    r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
-    r"(?:COMMIT|END|ABORT|BEGIN|START\s+TRANSACTION|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
+    rb"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
+    rb"(?:COMMIT|END|ABORT|BEGIN|START\s+TRANSACTION|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -34,9 +34,8 @@ def _refuse(what: str) -> NoReturn:
 
 
 def _guard(statement: bytes) -> None:
-    text = bytes(statement).decode("utf-8", "replace")
-    if _CONTROL.match(text):
-        _refuse(text.strip()[:40])
+    if _CONTROL.match(statement):
+        _refuse(bytes(statement).decode("utf-8", "replace").strip()[:40])
 
 
 class _GuardedCursor:

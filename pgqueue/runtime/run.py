@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Coroutine, Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -71,6 +71,24 @@ class OpenStep:
 _open_step: ContextVar[OpenStep | None] = ContextVar("pgqueue_step", default=None)
 
 
+class _Inside:
+    """A step is open. (Not a generator: this is on the way of every step.)"""
+
+    __slots__ = ("_run", "_step", "_token")
+
+    def __init__(self, run: JobRun, step: OpenStep) -> None:
+        self._run = run
+        self._step = step
+
+    def __enter__(self) -> None:
+        self._run.open_step = self._step
+        self._token = _open_step.set(self._step)
+
+    def __exit__(self, *_: object) -> None:
+        _open_step.reset(self._token)
+        self._run.open_step = None
+
+
 class JobRun:
     """One job, as long as this worker holds it. What user code sees of it is ``context.Run``."""
 
@@ -85,7 +103,7 @@ class JobRun:
         self.history = History(ground.sessions, job)
         self._pid = os.getpid()
         self._ending: BaseException | None = None
-        self._step: OpenStep | None = None
+        self.open_step: OpenStep | None = None
 
     # ------------------------------------------------------------------------------------------ the whole job
 
@@ -105,7 +123,7 @@ class JobRun:
                 if await self.ground.sessions.resolve(self.job_id, self.job.token, lost.session) != "held":
                     return None
                 self.history = History(self.ground.sessions, self.job, came_back=True)
-                self._ending = self._step = None
+                self._ending = self.open_step = None
                 tries += 1
                 await self.ground.sessions.pause(backoff(tries))
 
@@ -117,15 +135,9 @@ class JobRun:
         except BadValue as error:
             return await self._ended_badly(error, None)
         try:
-            ended = False
-            with ExitStack() as middlewares:
-                for middleware in self.app.middlewares:
-                    middlewares.enter_context(middleware(Current(self)))
-                value = await self._body(function, arguments)
-                ended = True
+            wrapped = self._wrapped if self.app.middlewares else self._body
+            value = await wrapped(function, arguments)
             self._check_ending()
-            if not ended:
-                raise PgQueueError("a middleware has swallowed the error of this job: let it out, or raise another")
             if function.kind == "transaction":
                 return None
             return Settlement(self.job, "succeeded", self.result_text(function, value), self.history.seen)
@@ -134,6 +146,18 @@ class JobRun:
         except BaseException as error:  # noqa: BLE001 -- also SystemExit and the like: a job cannot end its worker that way
             self._check_ending()
             return await self._ended_badly(error, function)
+
+    async def _wrapped(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Any:
+        ended = False
+        with ExitStack() as middlewares:
+            for middleware in self.app.middlewares:
+                middlewares.enter_context(middleware(Current(self)))
+            value = await self._body(function, arguments)
+            ended = True
+        self._check_ending()
+        if not ended:
+            raise PgQueueError("a middleware has swallowed the error of this job: let it out, or raise another")
+        return value
 
     async def _body(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Any:
         if function.kind == "workflow":
@@ -221,9 +245,9 @@ class JobRun:
         return None
 
     def _check_free(self, function: Function[Any, Any]) -> None:
-        if self._step is not None:
+        if self.open_step is not None:
             raise OutsideJob(
-                f"{function.name} was called while step {self._step.seq} was running: a workflow runs one step at a time"
+                f"{function.name} was called while step {self.open_step.seq} was running: a workflow runs one step at a time"
             )
 
     async def _call(self, function: Function[Any, Any], seq: int | None, arguments: dict[str, Any]) -> Any:
@@ -251,7 +275,7 @@ class JobRun:
     async def _nested(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Any:
         """Inside a step another one is a plain call: it is part of that step."""
         step = _open_step.get()
-        if step is None or step is not self._step or step.thread != threading.get_ident():
+        if step is None or step is not self.open_step or step.thread != threading.get_ident():
             raise OutsideJob(
                 f"{function.name} was called from a thread or a task that is not the one of its step, or outlived it: "
                 "call steps from the workflow itself"
@@ -301,27 +325,16 @@ class JobRun:
         result: list[str] = await self.acall(_async_enqueue_step(self.app), {"descriptions": descriptions})
         return result
 
-    @contextmanager
-    def _inside(self, seq: int) -> Iterator[None]:
-        step = self._step = OpenStep(seq, threading.get_ident())
-        token = _open_step.set(step)
-        try:
-            yield
-        finally:
-            _open_step.reset(token)
-            self._step = None
+    def _inside(self, seq: int) -> _Inside:
+        """A block in which the code of this step runs."""
+        return _Inside(self, OpenStep(seq, threading.get_ident()))
 
-    @contextmanager
-    def lent(self, connection: Any) -> Iterator[None]:
-        """The open step has this connection."""
+    def lend(self, connection: Any) -> None:
+        """The open step has this connection; None: no longer."""
+        self.only_in_the_worker()
         step = _open_step.get()
         assert step is not None  # noqa: S101 -- a transaction runs inside a step
         step.tx = connection
-        try:
-            yield
-        finally:
-            self.only_in_the_worker()
-            step.tx = None
 
     # -------------------------------------------------------------------------------------------------- steps
 
@@ -363,8 +376,9 @@ class JobRun:
                     raise
                 return await self._step_failed(function, seq, error)
             else:
-                if not whole:
-                    self._stored(seq, cancelled)
+                if whole:
+                    return None
+                self._stored(seq, cancelled)
                 return function.result.decode(text, f"the result of {function.name}")
 
     async def _transact(self, function: Function[Any, Any], seq: int, arguments: dict[str, Any], whole: bool) -> tuple[str, bool]:

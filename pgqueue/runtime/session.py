@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import psycopg
@@ -36,6 +36,9 @@ MOST_ASYNC = 10
 """Connections that the ``async def`` jobs of one worker share: each needs one for its transactions and checkpoints only."""
 
 
+_FINE = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
+
+
 class Restart(BaseException):
     """The connection was lost: forget what this run knows, see what was committed, and replay. ``session`` is its name."""
 
@@ -51,6 +54,7 @@ class Session(ABC):
         self._prefix = f"pgqueue:{worker}"
         self._numbers = numbers
         self._conn: Any = None
+        self._escaping: Any = None
         self.part = ""  # what tells this session from the worker's others; every new connection has another
 
     @abstractmethod
@@ -84,18 +88,23 @@ class Session(ABC):
                 tries += 1
                 await self.pause(database.backoff(tries))
 
-    async def begin(self, isolation: Isolation, fence: Call[T]) -> tuple[AnyView, T]:
-        """Begin a transaction, with its first statement. A view of the connection for the code that runs in it."""
-        await self._connect()
-        results = await self._ask(f"BEGIN ISOLATION LEVEL {isolation}; {self._text(fence)}")
-        return view_of(self._conn), fence.read(self._rows(results[-1]))
+    async def begin(self, isolation: Isolation, idle_timeout: float, fence: Call[Any]) -> tuple[AnyView, str | None]:
+        """Begin a transaction, with its fence. A view of the connection for the code that runs in it, and what the fence says.
 
-    async def commit(self, view: AnyView, closing: Call[T]) -> T:
+        If the client falls silent for ``idle_timeout`` seconds, the server ends the transaction: a stopped worker holds no
+        lock for ever."""
+        await self._connect()
+        idle = f"SET LOCAL idle_in_transaction_session_timeout = {math.ceil(1000 * idle_timeout)}"
+        results = await self._ask(f"BEGIN ISOLATION LEVEL {isolation}; {idle}; {self._text(fence)}")
+        answer = results[-1].get_value(0, 0)
+        return view_of(self._conn), None if answer is None else answer.decode()
+
+    async def commit(self, view: AnyView, closing: Call[bool]) -> bool:
         """End it, with its last statement. Errors of both come out."""
         results = await self._ask(f"{self._text(closing)}; COMMIT", view)
         if results[-1].command_status != b"COMMIT":  # COMMIT of an aborted transaction "succeeds" with ROLLBACK
             raise PgQueueError("the transaction was rolled back by the server")
-        return closing.read(self._rows(results[0]))
+        return results[0].get_value(0, 0) == b"t"
 
     async def leave(self, view: AnyView | None) -> None:
         """Out of a transaction that did not end well. What cannot be rolled back is closed."""
@@ -145,6 +154,7 @@ class Session(ABC):
             self.part = f":step:{next(self._numbers)}"
             try:
                 self._conn = await self._open(self._prefix + self.part)
+                self._escaping = pq.Escaping(self._conn.pgconn)
             except DatabaseUnreachable as error:
                 log.warning("%s", error)
                 tries += 1
@@ -152,18 +162,21 @@ class Session(ABC):
 
     async def _ask(self, sql: str, view: AnyView | None = None) -> list[pq.abc.PGresult]:
         results = await self._exchange(sql.encode(), view)
-        for result in results:
-            if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
-                raise error_from_result(result)
+        if results[-1].status not in _FINE:  # a failed statement is the last one that the server looks at
+            raise error_from_result(results[-1])
         return results
 
     def _text(self, call: Call[Any]) -> str:
-        return call.sql % tuple(self._literal(value) for value in call.params) if call.params else call.sql
+        """The statement with its parameters as literals: simple queries have no others."""
+        return call.sql % tuple([self._literal(value) for value in call.params])
 
     def _literal(self, value: Any) -> str:
         if value is None:
             return "NULL"
-        return pq.Escaping(self._conn.pgconn).escape_literal(str(value).encode()).decode()
+        if isinstance(value, str):
+            quoted: str = self._escaping.escape_literal(value.encode()).decode()
+            return quoted
+        return f"'{value}'"
 
     def _rows(self, result: pq.abc.PGresult) -> protocol.Rows:
         reader = Transformer(self._conn)
@@ -228,20 +241,26 @@ class Sessions:
         self._worker = worker
         self._numbers = numbers if numbers is not None else itertools.count(1)
         self._free: deque[Session] = deque()
-        self._room: Any = asyncio.Semaphore(MOST_ASYNC) if kind is AsyncSession else nullcontext()
+        self._room = asyncio.Semaphore(MOST_ASYNC) if kind is AsyncSession else None
 
-    @asynccontextmanager
-    async def borrow(self) -> AsyncIterator[Session]:
-        """A session for as long as the block lasts."""
-        async with self._room:
-            try:
-                session = self._free.pop()
-            except IndexError:
-                session = self._kind(self._dsn, self._worker, self._numbers)
-            try:
-                yield session
-            finally:
-                self._free.append(session)
+    def borrow(self) -> _Borrowed:
+        """``async with sessions.borrow() as session``: a session for as long as the block lasts."""
+        return _Borrowed(self)
+
+    async def take(self) -> Session:
+        """The same by hand; then it has to be given back."""
+        if self._room is not None:
+            await self._room.acquire()
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._kind(self._dsn, self._worker, self._numbers)
+
+    def give(self, session: Session) -> None:
+        """Give it back."""
+        self._free.append(session)
+        if self._room is not None:
+            self._room.release()
 
     async def run(self, call: Call[T]) -> T:
         """A verb in a transaction of its own."""
@@ -272,3 +291,19 @@ class Sessions:
         """Close all that are free."""
         while self._free:
             self._free.pop().discard()
+
+
+class _Borrowed:
+    """A borrowed session. (Not a generator: this is on the way of every transaction.)"""
+
+    __slots__ = ("_session", "_sessions")
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def __aenter__(self) -> Session:
+        self._session = await self._sessions.take()
+        return self._session
+
+    async def __aexit__(self, *_: object) -> None:
+        self._sessions.give(self._session)

@@ -3,8 +3,10 @@
 BEGIN          -- the step's isolation level
 fence          -- does this run still hold the job? locks the claim until the end
 user code      -- on this connection
-checkpoint     -- or, where the job is this one transaction, its outcome
+checkpoint
 COMMIT
+
+Where the job is nothing but this transaction, the fence deletes the claim at once, and the outcome stands for the checkpoint.
 """
 
 from __future__ import annotations
@@ -44,13 +46,16 @@ async def transact(
     async with sessions.borrow() as session:
         view = None
         try:
-            fence = protocol.fence(job.id, job.token, run.history.seen, definition.idle_timeout)
-            view, xid = await session.begin(definition.isolation, fence)
+            fence = protocol.fence_last(job.id, job.token) if whole else protocol.fence(job.id, job.token, run.history.seen, 0)
+            view, xid = await session.begin(definition.isolation, definition.idle_timeout, fence)
             if xid is None:
                 raise ClaimLost
             failpoint("transaction.fenced")
-            with run.lent(view):
+            run.lend(view)
+            try:
                 value = await run.invoke(function, view, **arguments)
+            finally:
+                run.lend(None)
             failpoint("transaction.user_code_done")
             session.check_usable(function.name)
             text = run.result_text(function, value)
