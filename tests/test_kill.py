@@ -70,9 +70,7 @@ def test_200_kills_over_5000_jobs(bank_db: psycopg.Connection[Any], workers: Wor
     assert again <= killed + 4 * supervisors, "a kill repeats at most the one step that it hit"
 
 
-@pytest.mark.parametrize(
-    "point", ["transaction.fenced", "transaction.user_code_done", "transaction.checkpointed", "transaction.committing"]
-)
+@pytest.mark.parametrize("point", ["transaction.fenced", "transaction.user_code_done", "transaction.committing"])
 def test_a_worker_stopped_in_a_transaction_past_its_lease_changes_nothing(
     bank_db: psycopg.Connection[Any], workers: Workers, point: str, tmp_path: Path
 ) -> None:

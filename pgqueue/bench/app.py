@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from typing import Any
@@ -12,11 +13,13 @@ from pgqueue import App, current
 
 app = App()
 
+COUNTERS = 1000  # rows of the table counter
 TABLES = """
 CREATE TABLE counter (id int PRIMARY KEY, n bigint NOT NULL) WITH (fillfactor = 50);
 INSERT INTO counter SELECT g, 0 FROM generate_series(1, 1000) g;
 CREATE TABLE mark (job text NOT NULL, pid int NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());
 """
+UPDATE = "UPDATE counter SET n = n + 1 WHERE id = %s"
 
 
 @app.step(name="bench.noop")
@@ -39,7 +42,7 @@ def steps() -> int:
 @app.transaction(name="bench.update")
 def update(tx: psycopg.Connection[Any], id: int) -> None:
     """One UPDATE: compare with the same in a bare transaction."""
-    tx.execute("UPDATE counter SET n = n + 1 WHERE id = %s", (id,))
+    tx.execute(UPDATE, (id,))
 
 
 @app.step(name="bench.mark", max_crashes=1000)
@@ -57,3 +60,20 @@ def mark() -> None:
 def stamp() -> float:
     """The moment of the first line of a job."""
     return time.time()
+
+
+@app.step(name="bench.short")
+def short() -> tuple[float, int]:
+    """The moment and the process in which it began."""
+    return time.time(), os.getpid()
+
+
+@app.step(name="bench.long")
+def long(seconds: float, keeps_gil: bool) -> tuple[float, int]:
+    """The same, and it takes so long. With ``keeps_gil`` no other thread of its process runs meanwhile."""
+    began = time.time()
+    if keeps_gil:
+        ctypes.PyDLL(None).poll(None, 0, int(1000 * seconds))  # a PyDLL does not release the GIL while it calls
+    else:
+        time.sleep(seconds)
+    return began, os.getpid()

@@ -1,4 +1,4 @@
-"""What all benchmarks need: a database, workers, and the server's own counters."""
+"""What all benchmarks need: a database of their own, workers, waiting, and counts that leave the benchmark itself out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from psycopg import conninfo, sql
 
 from pgqueue import migrate
 from pgqueue.bench.app import TABLES, app
+from pgqueue.bench.counts import COMMITS_AND_WAL, STATEMENTS, Counts, counts_statements, preload
 from pgqueue.database import connect, run
 from pgqueue.embedded import Embedded
 from pgqueue.errors import PgQueueError
 
 TARGET = "pgqueue.bench.app:app"
+NAME = "pgqueue:bench"
+STUCK_AFTER = 120.0  # seconds without progress
 
 
 @contextmanager
@@ -30,8 +33,9 @@ def server(dsn: str | None) -> Iterator[str]:
     if dsn:
         yield dsn
         return
+    settings = {"max_wal_size": "4GB", "checkpoint_timeout": "30min", **preload()}
     with tempfile.TemporaryDirectory(prefix="pgqueue-bench-", ignore_cleanup_errors=True) as home:
-        embedded = Embedded(Path(home) / "data", settings={"max_wal_size": "4GB"})
+        embedded = Embedded(Path(home) / "data", settings=settings)
         try:
             yield embedded.start()
         finally:
@@ -42,24 +46,40 @@ class Bench:
     """One database of its own with the benchmarks' application, and workers for it."""
 
     def __init__(self, dsn: str) -> None:
+        self._dsn_before = os.environ.get("PGQUEUE_DSN")
         self.dsn = os.environ["PGQUEUE_DSN"] = dsn  # for the application, here and in the workers
-        self.conn = connect(dsn, "pgqueue:bench")
-        migrate.migrate(self.conn)
-        self.conn.execute(TABLES)
-        run(self.conn, app.registration())
+        self._conn = connect(dsn, NAME)
+        migrate.migrate(self._conn)
+        self._conn.execute(TABLES.encode())
+        run(self._conn, app.registration())
+        self._counts_statements = counts_statements(self._conn)
+        self._asked = 0
+        self._supervisor: subprocess.Popen[bytes] | None = None
+
+    def close(self) -> None:
+        """Leave the database, and the environment as it was."""
+        app.close()
+        self._conn.close()
+        if self._dsn_before is None:
+            del os.environ["PGQUEUE_DSN"]
+        else:
+            os.environ["PGQUEUE_DSN"] = self._dsn_before
+
+    # ------------------------------------------------------------------------------------------------ workers
 
     @contextmanager
-    def workers(self, count: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A supervisor with so many workers, until the block ends."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pgqueue", "work", TARGET, "-w", str(count), *options],
+    def workers(self, count: int) -> Iterator[int]:
+        """A supervisor with so many workers, until the block ends. Its process id."""
+        self._supervisor = process = subprocess.Popen(
+            [sys.executable, "-m", "pgqueue", "work", TARGET, "-w", str(count)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
-            yield process
+            yield process.pid
         finally:
+            self._supervisor = None
             process.terminate()
             process.wait(60)
 
@@ -67,26 +87,67 @@ class Bench:
         """Until they have introduced themselves."""
         self.wait_until(lambda: self.one("SELECT count(*) FROM pgqueue.workers WHERE fenced_at IS NULL") >= count)
 
-    def one(self, query: str, params: Sequence[Any] = ()) -> Any:
-        """The first value of the first row."""
-        row = self.conn.execute(query.encode(), params).fetchone()
-        return None if row is None else row[0]
+    # ------------------------------------------------------------------------------------------------- asking
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 600, pause: float = 0.002) -> None:
-        """Poll; PgQueueError after the deadline."""
-        deadline = time.monotonic() + seconds
+    def rows(self, query: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The answer to one question. Every question of a benchmark goes through here, and is counted."""
+        self._asked += 1
+        return self._conn.execute(query.encode(), params).fetchall()
+
+    def one(self, query: str, params: Sequence[Any] = ()) -> Any:
+        """The first value of the first row; None where there is none."""
+        rows = self.rows(query, params)
+        return rows[0][0] if rows else None
+
+    def wait_until(self, condition: Callable[[], bool], pause: float = 0.002) -> None:
+        """Poll. PgQueueError where nothing comes of it."""
+        since = time.monotonic()
         while not condition():
-            if time.monotonic() > deadline:
-                raise PgQueueError(f"the benchmark made no progress for {seconds:g} s")
+            self.check_progress(since)
             time.sleep(pause)
 
-    def counters(self) -> dict[str, int]:
-        """Commits and WAL bytes of the server so far. Calls of verbs count as statements."""
-        self.conn.execute("SELECT pg_stat_clear_snapshot()")
-        return {
-            "commits": int(self.one("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")),
-            "wal_bytes": int(self.one("SELECT pg_current_wal_lsn() - '0/0'")),
-        }
+    def ended(self) -> int:
+        """How many jobs have ended, ever."""
+        return int(self.one("SELECT count(*) FROM pgqueue.outcome"))
+
+    def wait_for_ended(self, count: int, before: int) -> None:
+        """Until so many jobs more than ``before`` have ended. Counting costs the server something, so this looks again when half
+        of what is missing should be done: seldom at first, and often at the end."""
+        began = progress = time.monotonic()
+        ended = 0
+        while ended < count:
+            self.check_progress(progress)
+            elapsed = time.monotonic() - began
+            left = elapsed * (count - ended) / ended if ended else 0.0
+            time.sleep(min(1.0, max(0.002, left / 2)))
+            last, ended = ended, self.ended() - before
+            if ended > last:
+                progress = time.monotonic()
+
+    def check_progress(self, since: float) -> None:
+        """PgQueueError where the workers are gone, or nothing came for too long."""
+        if self._supervisor is not None and (code := self._supervisor.poll()) is not None:
+            raise PgQueueError(f"the workers of the benchmark ended with exit code {code}: try pgqueue work {TARGET}")
+        if time.monotonic() - since > STUCK_AFTER:
+            raise PgQueueError(f"the benchmark made no progress for {STUCK_AFTER:g} s")
+
+    # ----------------------------------------------------------------------------------------------- counting
+
+    def wait_until_alone(self) -> None:
+        """Until the sessions of workers and producers have ended: then all that they did is counted."""
+        app.close()
+        others = "datname = current_database() AND application_name LIKE 'pgqueue:%%' AND application_name <> %s"
+        self.wait_until(lambda: self.one(f"SELECT count(*) FROM pg_stat_activity WHERE {others}", [NAME]) == 0)  # noqa: S608
+
+    def counts(self) -> Counts:
+        """What was done in this database so far, without what we asked ourselves. What a session commits is counted within a
+        second or so, and when it ends."""
+        self.rows("SELECT pg_stat_force_next_flush()")  # of our own commits, so that exactly these can be left out
+        commits, wal_bytes = self.rows(COMMITS_AND_WAL)[0]
+        statements = self.one(STATEMENTS) if self._counts_statements else None
+        commits_of_ours = self._asked - (2 if self._counts_statements else 1)  # up to the flush
+        statements_of_ours = self._asked - 1  # up to the question for them
+        return Counts(commits - commits_of_ours, wal_bytes, None if statements is None else statements - statements_of_ours)
 
 
 @contextmanager
@@ -100,14 +161,16 @@ def bench(dsn: str | None) -> Iterator[Bench]:
             try:
                 yield made
             finally:
-                made.conn.close()
+                made.close()
         finally:
-            app.close()
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """p50, p99 and the largest, in milliseconds."""
+def percentiles(seconds: Sequence[float], prefix: str = "") -> dict[str, float | None]:
+    """p50, p99 and the largest, in milliseconds; None where nothing was measured."""
     ordered = sorted(seconds)
     at = {"p50_ms": 0.5, "p99_ms": 0.99, "max_ms": 1.0}
-    return {name: round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1) for name, share in at.items()}
+    return {
+        prefix + name: round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1) if ordered else None
+        for name, share in at.items()
+    }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from pgqueue.cli.output import show_fields, show_json
 
+WHAT = ("noop", "steps", "transaction", "latency", "recovery", "hostage", "idle", "snapshot")
+
 
 @click.command("bench")
-@click.argument("what", type=click.Choice(["noop", "steps", "transaction", "latency", "recovery"]))
-@click.option("-n", "--jobs", type=click.IntRange(1), help="How many jobs (or kills).")
+@click.argument("what", type=click.Choice(WHAT))
+@click.option("-n", "--jobs", type=click.IntRange(1), help="How many jobs (kills, long jobs).")
 @click.option("-w", "--workers", type=click.IntRange(1, 512), help="How many worker processes.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 @click.option("--dsn", envvar="PGQUEUE_DSN", help="A server to create a database on; without it an embedded one.")
@@ -24,4 +28,11 @@ def bench_command(what: str, jobs: int | None, workers: int | None, as_json: boo
     if as_json:
         show_json(figures)
     else:
-        show_fields(figures)
+        show_fields({name: in_words(value) for name, value in figures.items()})
+
+
+def in_words(figure: Any) -> str:
+    """A figure for people: ``-`` where it could not be measured."""
+    if isinstance(figure, list):
+        return " ".join(map(in_words, figure))
+    return "-" if figure is None else str(figure)
