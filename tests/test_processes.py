@@ -378,3 +378,17 @@ def test_an_interrupt_right_after_a_term_is_part_of_it(
     work.signal(signal.SIGINT)
     assert work.wait() == 0, work.log()
     assert job.result(timeout=1) == "awake"
+
+
+@pytest.mark.parametrize("blocks", ["hog", "nap"])
+def test_no_hostages(bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path, blocks: str) -> None:
+    """Jobs claimed behind a long one go elsewhere, also where that one lets no other thread of its worker run. Each runs once."""
+    workers.start("tests.apps.bank:app", "-w", "2")
+    bank.app.enqueue_many([bank.noop.call()] * 2000)  # now the workers know that jobs are short, and hold many
+    wait_for(lambda: states(bank_db) == {"succeeded": 2000})
+    long = bank.hog if blocks == "hog" else bank.nap
+    jobs = bank.app.enqueue_many([long.call(30.0), *[bank.notify.call(i) for i in range(100)]])
+    wait_for(lambda: [job.status() for job in jobs[1:]] == ["succeeded"] * 100, 20, "the jobs behind it")
+    assert jobs[0].status() == "running"
+    told = [line for line in bank_file.read_text().splitlines() if line.endswith(":0") and "nap" not in line]
+    assert len(told) == len(set(told)) == 100

@@ -150,3 +150,12 @@ def forks_in_transaction(tx: psycopg.Connection[Any], account: int) -> str:
         return "child"
     os.waitpid(pid, 0)
     return "parent"
+
+
+@app.step(max_crashes=1000)
+def hog(seconds: float) -> None:
+    """Holds the interpreter's lock: no other thread of its process runs meanwhile."""
+    import ctypes
+
+    write_outside("hog")
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
