@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test docs lint types wheel check clean
+.PHONY: help demo test sweep docs lint types wheel check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,6 +30,9 @@ demo: $(VENV)/.embedded ## see it work: kill -9 a worker in the middle, and ever
 
 test: $(VENV)/.dev $(BINARIES) ## run the tests; PG=15, 16, 17 or 18 (the default); T="more arguments for pytest"
 	$(BIN)/python -m pytest $(T)
+
+sweep: $(VENV)/.dev $(BINARIES) ## break pgqueue at every failpoint in every way, one by one (minutes)
+	$(BIN)/python -m pytest -m sweep $(T)
 
 docs: $(VENV)/.dev $(BINARIES) ## run every code block of the documentation (a part of the tests)
 	$(BIN)/python -m pytest tests/test_docs.py $(T)

@@ -1,0 +1,981 @@
+"""Races of two and three sessions: every order of their statements, on real connections (see chaos/interleaver.py).
+
+A verb usually runs as ``BEGIN; verb; COMMIT``, so that the others also get their turns between the verb and its commit. After
+every turn the watch looks at what is committed; after every order the test compares it with what the sessions were told, and
+then everything is worked off: each job must end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import errors
+
+import pgqueue
+from chaos.interleaver import Connection, Interleaver, Order, Program, Results
+from pgqueue import protocol
+from pgqueue.database import run
+from pgqueue.ids import Process, new_job_id, new_token
+from pgqueue.model import ClaimedJob, Settlement
+from pgqueue.protocol import Call
+from tests.support import Server, database_of, states
+
+
+@pytest.fixture(scope="module")
+def dsn(server: Server, template: str) -> Iterator[str]:
+    """One database for all races. Nobody here crashes the server, so nobody waits for its disk."""
+    name = f"pgqueue_races_{os.getpid()}"
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        conn.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    dsn = database_of(server.dsn, name)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("CREATE OR REPLACE FUNCTION pgqueue.durable_commit() RETURNS void LANGUAGE sql AS ''")
+        # Nothing is unique in it: doubles must show.
+        conn.execute("CREATE TABLE effect (job_id uuid NOT NULL, claim bigint NOT NULL)")
+    yield dsn
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def interleaver(dsn: str) -> Iterator[Interleaver]:
+    with Interleaver(dsn) as interleaver:
+        yield interleaver
+
+
+@pytest.fixture
+def race(interleaver: Interleaver, conn: Connection) -> Race:
+    """Runs races in tables in which nothing is left from a test that failed."""
+    for table in (*FACTS, "ready", "running", "scheduled", "waiting", "worker"):
+        conn.execute(f"DELETE FROM pgqueue.{table}")
+    conn.execute("DELETE FROM effect")
+    conn.execute("SELECT setval('pgqueue.conflict', 1, false)")
+    return Race(interleaver)
+
+
+# --------------------------------------------------------------------------------------------- what races begin with
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The jobs of one order, and the worker that holds them, if one does."""
+
+    ids: list[str]
+    worker: str
+    held: list[ClaimedJob] = field(default_factory=list)
+    fenced: list[str] = field(default_factory=list)  # jobs of which a transaction has begun
+
+    @property
+    def job(self) -> ClaimedJob:
+        return self.held[0]
+
+
+Setup = Callable[[Connection], Scene]
+
+
+def enqueue(ids: Sequence[str], **options: Any) -> Call[list[str]]:
+    return protocol.enqueue_workflows(json.dumps([{"name": "job", "queue": "default", "job_id": i, **options} for i in ids]))
+
+
+def new_worker(conn: Connection) -> str:
+    worker = str(uuid.uuid4())
+    run(conn, protocol.register_worker(worker, Process.of(os.getpid())))
+    return worker
+
+
+def claim(worker: str, amount: int = 100, names: Sequence[str] = ("job",)) -> Call[Any]:
+    return protocol.claim(worker, new_token(), ["default"], list(names), amount, [0] * 20)
+
+
+def ready(count: int = 1, **options: Any) -> Setup:
+    def setup(conn: Connection) -> Scene:
+        return Scene(run(conn, enqueue([new_job_id() for _ in range(count)], **options)), new_worker(conn))
+
+    return setup
+
+
+def held(count: int = 1, fenced: bool = False) -> Setup:
+    def setup(conn: Connection) -> Scene:
+        scene = ready(count)(conn)
+        jobs = [job for job, _ in run(conn, claim(scene.worker))]
+        if fenced:
+            run(conn, protocol.fence_worker(scene.worker, None, "test"))
+        return Scene([job.id for job in jobs], scene.worker, jobs)
+
+    return setup
+
+
+def due(conn: Connection) -> Scene:
+    """A scheduled job whose time has come."""
+    scene = ready(delay="1 hour")(conn)
+    make_due(conn)
+    return scene
+
+
+def put_aside(conn: Connection) -> Scene:
+    """A job that waits for a worker that knows it."""
+    scene = ready()(conn)
+    run(conn, claim(scene.worker, names=["another"]))
+    return scene
+
+
+def ended(how: str) -> Setup:
+    def setup(conn: Connection) -> Scene:
+        scene = held()(conn)
+        assert run(conn, settlement(scene, how)) == {}
+        return scene
+
+    return setup
+
+
+def make_due(conn: Connection) -> None:
+    conn.execute("UPDATE pgqueue.scheduled SET run_at = pgqueue.clock() - interval '1 second'")
+
+
+# -------------------------------------------------------------------------------------------------------- sessions
+
+
+def transaction(*calls: Call[Any], end: str = "COMMIT") -> Program:
+    """BEGIN; the calls; COMMIT. The last answer."""
+    answer = None
+    yield "BEGIN"
+    for call in calls:
+        answer = yield call
+    yield end
+    return answer
+
+
+DETAILS = {
+    "failed": {"error": {"type": "E"}, "failed_seqs": []},
+    "retry": {"error": {"type": "E"}, "delay": 60, "failed_seqs": []},
+    "retry at once": {"error": {"type": "E"}, "delay": 0, "failed_seqs": []},
+}
+WHERE_TO = {"succeeded": "succeeded", "failed": "failed", "retry": "scheduled", "retry at once": "ready", "release": "ready"}
+ENDS = ("succeeded", "failed")
+
+
+def settlement(scene: Scene, how: str) -> Call[dict[str, str]]:
+    """All jobs of the scene in one settlement."""
+    detail = json.dumps(DETAILS[how]) if how in DETAILS else None
+    result = "1" if how == "succeeded" else None
+    return protocol.settle([Settlement(job, how.split()[0], result, 0, detail) for job in scene.held])  # type: ignore[arg-type]
+
+
+def settling(how: str) -> Callable[[Scene], Program]:
+    return lambda scene: transaction(settlement(scene, how))
+
+
+def reaping(kind: str = "crash", started: bool = True) -> Callable[[Scene], Program]:
+    return lambda scene: transaction(protocol.reap(scene.worker, scene.ids[:1] if started else [], kind, "died"))
+
+
+def cancelling(scene: Scene) -> Program:
+    rows = yield from transaction(protocol.cancel(scene.ids))
+    return rows[0][1]
+
+
+def alone(call: Call[Any]) -> Program:
+    """The verb in a transaction of its own: one turn, for a session that only has to have been there."""
+    return (yield call)
+
+
+def sweeping(scene: Scene) -> Program:
+    return alone(protocol.cancel_waiting())
+
+
+def promoting(scene: Scene) -> Program:
+    return transaction(protocol.promote(100))
+
+
+def claiming(amount: int = 100, end: str = "COMMIT") -> Callable[[Scene], Program]:
+    def program(scene: Scene) -> Program:
+        jobs = yield from transaction(claim(scene.worker, amount), end=end)
+        return [job for job, _ in jobs]
+
+    return program
+
+
+def claiming_at_once(scene: Scene) -> Program:
+    return alone(claim(scene.worker))
+
+
+def requeueing(scene: Scene) -> Program:
+    rows = yield from transaction(protocol.requeue(scene.ids))
+    return rows[0][1]
+
+
+def pruning(scene: Scene) -> Program:
+    return transaction(protocol.prune(["succeeded", "failed", "cancelled"], 0, 100))
+
+
+def stepping(isolation: str = "READ COMMITTED", number: int = 0, seen: int = 0) -> Callable[[Scene], Program]:
+    """A transactional step, after so many others."""
+
+    def closing(job: ClaimedJob, xid: str) -> Call[bool]:
+        return protocol.checkpoint(job.id, job.token, seen + 1, "s", "1", xid)
+
+    return lambda scene: _inside(scene, number, isolation, seen, closing)
+
+
+def finishing(isolation: str = "READ COMMITTED", number: int = 0) -> Callable[[Scene], Program]:
+    """A job that is one transaction."""
+
+    def closing(job: ClaimedJob, xid: str) -> Call[bool]:
+        return protocol.finish(job.id, job.token, "1", xid)
+
+    return lambda scene: _inside(scene, number, isolation, 0, closing)
+
+
+def _inside(scene: Scene, number: int, isolation: str, seen: int, closing: Callable[[ClaimedJob, str], Call[Any]]) -> Program:
+    job = scene.held[number]
+    yield f"BEGIN ISOLATION LEVEL {isolation}"
+    xid = yield protocol.fence(job.id, job.token, seen, 0)
+    if xid is None:
+        yield "ROLLBACK"
+        return "lost"
+    scene.fenced.append(job.id)
+    call = closing(job, xid)
+    write = f"INSERT INTO effect VALUES ('{job.id}', {job.token})"
+    yield Call(f"WITH user_code AS ({write}) {call.sql}", call.params, call.read)  # nobody sees a difference between one and two
+    yield "COMMIT"
+    return "committed"
+
+
+def resolving(scene: Scene) -> Program:
+    """What a worker does after it lost the connection of a transaction: wait for the old session, then read what there is."""
+    yield "SELECT 'the connection is lost'"
+    if not scene.fenced:
+        return "nothing is in doubt", None
+    try:
+        answer = yield protocol.resolve(scene.job.id, scene.job.token)
+    except errors.LockNotAvailable:
+        return "in doubt", None
+    return answer, (yield protocol.history(scene.job.id, 0)) if answer == "held" else None
+
+
+# ---------------------------------------------------------------------------------------------------------- oracles
+
+LEGAL = {
+    (None, "ready"), (None, "scheduled"),
+    ("ready", "running"), ("ready", "waiting"), ("ready", "cancelled"),
+    ("scheduled", "ready"), ("scheduled", "cancelled"),
+    ("waiting", "running"), ("waiting", "cancelled"),
+    ("running", "ready"), ("running", "scheduled"), ("running", "succeeded"), ("running", "failed"), ("running", "cancelled"),
+    ("failed", "ready"), ("cancelled", "ready"),
+    ("succeeded", None), ("failed", None), ("cancelled", None),
+}  # fmt: skip
+
+
+class Watch:
+    """Compares what is committed after each turn with what was committed before it. A turn commits at most once.
+
+    * Every job is in exactly one place, and goes from there only where the protocol lets it.
+    * A checkpoint or outcome of a claim appears only where that claim was held until then: zombies change nothing.
+    """
+
+    def start(self, conn: Connection) -> None:
+        self._look(conn)
+
+    def __call__(self, conn: Connection) -> None:
+        places, claims, facts = self.places, self.claims, self.facts
+        self._look(conn)
+        for job in places.keys() | self.places.keys():
+            move = places.get(job), self.places.get(job)
+            assert move[0] == move[1] or move in LEGAL, f"job {job} went from {move[0]} to {move[1]}"
+            if move == ("running", "running"):
+                assert claims[job] == self.claims[job], f"job {job} went from one holder to another"
+        for job, what, token in self.facts - facts:
+            assert claims.get(job) == token, f"{what} of job {job} was written by claim {token}, but {claims.get(job)} held it"
+
+    def _look(self, conn: Connection) -> None:
+        row = conn.execute(LOOK).fetchone()
+        assert row is not None
+        self.places, self.claims, facts, violations, conflicts = row
+        self.facts = {tuple(fact) for fact in facts}
+        assert (violations, conflicts) == ([], False)
+
+
+LOOK = """
+    SELECT (SELECT coalesce(json_object_agg(id, state), '{}') FROM pgqueue.jobs),
+           (SELECT coalesce(json_object_agg(job_id, claim), '{}') FROM pgqueue.running),
+           (SELECT coalesce(json_agg(json_build_array(job_id, what, claim)), '[]')
+              FROM (SELECT job_id, 'checkpoint ' || seq AS what, claim FROM pgqueue.checkpoint
+                    UNION ALL SELECT job_id, 'outcome', claim FROM pgqueue.outcome WHERE claim IS NOT NULL) facts),
+           (SELECT coalesce(json_agg(v), '[]') FROM pgqueue.violations v),
+           (SELECT is_called FROM pgqueue.conflict)
+"""  # one snapshot of all
+
+
+FACTS = ("job", "outcome", "checkpoint", "attempt", "cancel_request")
+LEFT = " UNION ALL ".join(f"SELECT '{table}', to_json(t) FROM pgqueue.{table} t" for table in FACTS)
+
+Check = Callable[[Connection, Scene, Results], None]
+Sessions = Callable[[Scene], Program]
+
+
+class Race:
+    """All orders of some sessions, under the watch."""
+
+    def __init__(self, interleaver: Interleaver) -> None:
+        self._interleaver = interleaver
+
+    def __call__(
+        self, setup: Setup, check: Check, then: Check | None = None, may_fail: bool = False, **sessions: Sessions
+    ) -> list[Order]:
+        """``check`` looks at where each order led, and ``then`` at what became of it when all jobs have ended. Nothing is left of
+        them when they are pruned."""
+        watch = Watch()
+
+        def prepare(conn: Connection) -> Scene:
+            scene = setup(conn)
+            watch.start(conn)
+            return scene
+
+        def judge(conn: Connection, scene: Scene, results: Results) -> None:
+            if not may_fail:
+                assert [r for r in results.values() if isinstance(r, Exception)] == []
+            check(conn, scene, results)
+            with conn.transaction():
+                conn.execute(WORK_OFF)
+                watch.start(conn)
+                assert set(watch.places.values()) <= {"succeeded", "failed", "cancelled"}
+                if then is not None:
+                    then(conn, scene, results)
+                run(conn, protocol.prune(["succeeded", "failed", "cancelled"], 0, 100))
+                assert conn.execute(LEFT).fetchall() == [], "this was forgotten by prune"
+
+        return self._interleaver.run(sessions, prepare, judge, watch)
+
+
+#: What housekeepers and one more worker do until nothing is left. Whoever was in the race is dead by now.
+WORK_OFF = """
+    SELECT pgqueue.fence_worker(w.id, NULL, 'the race is over') FROM pgqueue.worker w;
+    SELECT pgqueue.reap(l.worker, '{}', 'lost', NULL) FROM pgqueue.lapsed_workers() l;
+    UPDATE pgqueue.scheduled SET run_at = pgqueue.clock() - interval '1 second';
+    SELECT pgqueue.promote(100);
+    SELECT pgqueue.cancel_waiting();
+    SELECT pgqueue.register_worker('00000000-0000-4000-8000-000000000001', 'host', 'boot', 'pids', 1, 1);
+    SELECT pgqueue.settle(array_agg(c.job_id), array_agg(1::bigint), array_agg('succeeded'::text), array_agg('2'::text),
+                          array_agg(0), array_agg(NULL::json))
+      FROM pgqueue.claim('00000000-0000-4000-8000-000000000001', 1, '{default}', '{job}', 100,
+                         array_fill(0::bigint, '{20}'), false) c;
+    DELETE FROM pgqueue.worker;
+"""
+
+
+def state(conn: Connection, scene: Scene) -> str | None:
+    """Where the first job is."""
+    row = run(conn, protocol.job_row(scene.ids[0]))
+    return row[4] if row else None
+
+
+def became(status: str) -> Check:
+    def then(conn: Connection, scene: Scene, results: Results) -> None:
+        assert state(conn, scene) == status
+
+    return then
+
+
+def count(conn: Connection, table: str, scene: Scene) -> int:
+    row = conn.execute(f"SELECT count(*) FROM {table} WHERE job_id = ANY (%s)", (scene.ids,)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def attempts(conn: Connection, scene: Scene) -> list[tuple[str, str]]:
+    """(job id, kind) of each run that did not succeed."""
+    return sorted(conn.execute("SELECT job_id, kind FROM pgqueue.attempt WHERE job_id = ANY (%s)", (scene.ids,)).fetchall())
+
+
+def waited(orders: Sequence[Order]) -> set[str]:
+    """Who had to wait for a lock, as ``session: statement``."""
+    return {line.removesuffix(" waits") for order in orders for line in order.story if line.endswith(" waits")}
+
+
+# ------------------------------------------------------------------------------------------------- ending a claim
+
+
+@pytest.mark.parametrize("how", WHERE_TO)
+def test_settle_and_reap(race: Race, how: str) -> None:
+    """Either the settlement counts or the reap does. The loser is told so, also when it asks again."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        settled = results["settle"] == {}
+        given_back, poisoned, _ = results["reap"]
+        assert (settled, given_back, poisoned) in [(True, 0, 0), (False, 1, 0)]
+        assert state(conn, scene) == (WHERE_TO[how] if settled else "ready")
+        expected = ["error"] * (how in DETAILS) if settled else ["crash"]
+        assert [kind for _, kind in attempts(conn, scene)] == expected
+        again = run(conn, settlement(scene, how))
+        assert again == ({} if settled and how in ENDS else {scene.job.id: "lost"})
+
+    orders = race(held(fenced=True), check, settle=settling(how), reap=reaping())
+    assert len(orders) == 6
+    assert waited(orders) == set()
+
+
+@pytest.mark.parametrize("how", WHERE_TO)
+def test_cancel_and_settle(race: Race, how: str) -> None:
+    """A job that settles while somebody asks to cancel it ends once, and never runs again."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["settle"] == {}
+        ended = state(conn, scene) if how in ENDS else None
+        assert results["cancel"] in ("requested", ended, "cancelled")
+
+    def then(conn: Connection, scene: Scene, results: Results) -> None:
+        assert state(conn, scene) == (how if how in ENDS else "cancelled")
+        run(conn, protocol.requeue(scene.ids))
+        conn.execute(WORK_OFF)
+        assert state(conn, scene) == "succeeded"  # the request was about the run before
+
+    race(held(), check, then, settle=settling(how), cancel=cancelling)
+
+
+@pytest.mark.parametrize("how", ["succeeded", "retry"])
+def test_release_and_settle(race: Race, how: str) -> None:
+    """The housekeeper gives a claim back because its worker does not seem to know it, and the worker settles it."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        settled, released = results["settle"] == {}, results["release"] == {}
+        assert settled or released
+        assert not (settled and released) or how in ENDS  # then {} says of the release that this claim has ended already
+        assert state(conn, scene) == (WHERE_TO[how] if settled else "ready")
+
+    race(held(), check, settle=settling(how), release=settling("release"))
+
+
+def test_the_same_settlement_twice(race: Race) -> None:
+    """A worker that lost its connection sends it again, and the first one was not dead yet."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert {} in results.values()
+        assert state(conn, scene) == "succeeded"
+        assert run(conn, settlement(scene, "succeeded")) == {}
+
+    race(held(2), check, first=settling("succeeded"), again=settling("succeeded"))
+
+
+@pytest.mark.parametrize(("kind", "jobs"), [("crash", 2), ("lost", 1)])
+def test_two_reapers(race: Race, kind: str, jobs: int) -> None:
+    """Each job comes back once, and one job is charged, once."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["one"][0] + results["two"][0] == jobs
+        assert attempts(conn, scene) == [(scene.ids[0], "crash")]
+
+    orders = race(held(jobs, fenced=True), check, one=reaping(kind), two=reaping(kind))
+    assert waited(orders) <= {"one: reap", "two: reap"}  # for the row of the worker, which both delete
+
+
+def test_reap_and_cancel(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["reap"][0] == 1
+
+    race(held(fenced=True), check, became("cancelled"), reap=reaping(), cancel=cancelling)
+
+
+# -------------------------------------------------------------------------------------------------- taking a claim
+
+
+def test_two_claimers(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        claimed = [job.id for jobs in results.values() for job in jobs]
+        assert sorted(claimed) == sorted(scene.ids)
+
+    orders = race(ready(3), check, one=claiming(2), two=claiming(2))
+    assert waited(orders) == set()
+
+
+def test_two_claimers_of_which_one_rolls_back(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert {job.id for job in results["one"]} <= set(scene.ids)
+        assert count(conn, "pgqueue.running", scene) == len(results["one"]) > 0
+
+    race(ready(3), check, one=claiming(2), neither=claiming(2, end="ROLLBACK"))
+
+
+@pytest.mark.parametrize("begin", [ready(), put_aside], ids=["ready", "put aside"])
+def test_claim_and_cancel(race: Race, begin: Setup) -> None:
+    """A job whose cancelling was acknowledged before a claim is not handed out. One that is asked for later hears of it at its
+    first step."""
+
+    def claiming_late(scene: Scene) -> Program:
+        requests = yield "SELECT count(*) FROM pgqueue.cancel_request"
+        jobs = yield from claiming()(scene)
+        return requests == [(1,)], jobs
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        requested_before, jobs = results["claim"]
+        assert not (requested_before and jobs)
+        assert results["cancel"] in ("requested", "cancelled")
+        for job in jobs:
+            assert run(conn, protocol.store(job.id, job.token, 0, 1, "s", "1", None)) == "cancel"
+
+    race(begin, check, became("cancelled"), claim=claiming_late, cancel=cancelling, sweep=sweeping)
+
+
+def test_promote_and_cancel(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["promote"][0] + results["sweep"] <= 1
+
+    orders = race(due, check, became("cancelled"), promote=promoting, cancel=cancelling, sweep=sweeping)
+    assert waited(orders) == set()
+
+
+def test_two_promoters_and_a_claimer(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["one"][0] + results["two"][0] == 1
+
+    orders = race(due, check, one=promoting, two=promoting, claim=claiming_at_once)
+    assert waited(orders) == set()
+
+
+def test_a_claim_that_commits_after_its_worker_was_reaped(race: Race) -> None:
+    """Its jobs belong to a worker without a row, and are found by that."""
+
+    def burying(scene: Scene) -> Program:
+        yield from transaction(protocol.fence_worker(scene.worker, None, "died"))
+        return (yield from reaping()(scene))
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        if results["claim"] and results["bury"][0] == 0:
+            assert [row[0] for row in run(conn, protocol.lapsed_workers())] == [scene.worker]
+            assert run(conn, protocol.reap(scene.worker, [], "lost", None))[0] == 1
+
+    race(ready(), check, claim=claiming(), bury=burying)
+
+
+# --------------------------------------------------------------------------------------------- inside transactions
+
+ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+
+
+def effects_are_facts(fact: str) -> Check:
+    """What the transactions wrote is there exactly where their checkpoint (or outcome) is, and what they heard is true."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        written = conn.execute("SELECT job_id, claim FROM effect WHERE job_id = ANY (%s)", (scene.ids,)).fetchall()
+        stored = conn.execute(f"SELECT job_id, claim FROM pgqueue.{fact}").fetchall()
+        assert sorted(written) == sorted(stored)
+        assert list(results.values()).count("committed") == len(written)
+
+    return check
+
+
+def is_conflict(result: Any) -> bool:
+    return isinstance(result, errors.SerializationFailure)
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+@pytest.mark.parametrize("other", ["reap", "settle"])
+def test_a_step_against_who_ends_its_claim(race: Race, isolation: str, other: str) -> None:
+    """Nobody takes the job out of the middle of a step, and nobody waits for it."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        effects_are_facts("checkpoint")(conn, scene, results)
+        step = results["step"]
+        assert step in ("committed", "lost") or (is_conflict(step) and isolation != "READ COMMITTED")
+
+    ending = reaping() if other == "reap" else settling("release")
+    orders = race(held(fenced=other == "reap"), check, may_fail=True, step=stepping(isolation), other=ending)
+    assert waited(orders) == {"step: fence"}
+
+
+def test_settle_and_reap_and_step(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        effects_are_facts("checkpoint")(conn, scene, results)
+        assert (results["settle"] == {}) + results["reap"][0] <= 1
+
+    orders = race(held(fenced=True), check, settle=settling("release"), reap=reaping(), step=stepping())
+    assert waited(orders) == {"step: fence"}
+
+
+@pytest.mark.parametrize("zombie", ["settle", "store", "step", "finish"])
+def test_a_zombie_and_its_successor(race: Race, zombie: str) -> None:
+    """A worker that lost its lease goes on, while its job is reaped and claimed by another."""
+    late = {
+        "settle": settling("succeeded"),
+        "store": lambda scene: transaction(protocol.store(scene.job.id, scene.job.token, 0, 1, "s", "1", None)),
+        "step": stepping(),
+        "finish": finishing(),
+    }[zombie]
+
+    def taking_over(scene: Scene) -> Program:
+        successor = str(uuid.uuid4())
+        yield protocol.register_worker(successor, Process.of(os.getpid()))
+        yield protocol.reap(scene.worker, [], "lost", "silent")
+        return (yield claim(successor))
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["zombie"] in ({}, "stored", "committed", "lost", {scene.job.id: "lost"}, {scene.job.id: "busy"})
+        facts = conn.execute("SELECT claim FROM pgqueue.checkpoint UNION ALL SELECT claim FROM pgqueue.outcome").fetchall()
+        assert facts == ([(scene.job.token,)] if results["zombie"] in ({}, "stored", "committed") else [])
+
+    race(held(fenced=True), check, zombie=late, successor=taking_over)
+
+
+@pytest.mark.parametrize("other", ["reap", "settle", "cancel"])
+def test_finish(race: Race, other: str) -> None:
+    """A job that is one transaction, against who takes it away or wants it cancelled."""
+    ending = {"reap": reaping(), "settle": settling("succeeded"), "cancel": cancelling}[other]
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        written = count(conn, "effect", scene)
+        assert written == (results["finish"] == "committed")
+        if written:
+            assert run(conn, protocol.job_value(scene.ids[0]))[1:] == ("succeeded", "{}", "1", None)  # type: ignore[index]
+            assert results["other"] in ((0, 0, 0), (0, 0, 1), {}, {scene.job.id: "busy"}, "requested", "succeeded")
+
+    orders = race(held(fenced=other == "reap"), check, finish=finishing(), other=ending)
+    assert waited(orders) <= {"finish: fence"}
+
+
+@pytest.mark.parametrize("session", [stepping, finishing], ids=["step", "finish"])
+def test_the_same_transaction_twice(race: Race, session: Callable[[], Sessions]) -> None:
+    """Two sessions of one claim (the first was thought dead): one commits. The server may call that a deadlock, or a duplicate;
+    the runtime waits with ``resolve`` so that it does not come to that."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        effects_are_facts("checkpoint" if session is stepping else "outcome")(conn, scene, results)
+        assert sorted(map(str, results.values())).count("committed") == 1
+
+    orders = race(held(), check, may_fail=True, one=session(), two=session())
+    seen = "\n".join(line for order in orders for line in order.story)
+    assert "UniqueViolation" in seen if session is stepping else "DeadlockDetected" in seen
+
+
+@pytest.mark.parametrize("session", [stepping, finishing], ids=["step", "finish"])
+def test_resolve(race: Race, session: Callable[[], Sessions]) -> None:
+    """After a lost connection: whatever the worker reads when the old session has let go is final."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        answer, history = results["resolve"]
+        if answer == "held":
+            assert count(conn, "pgqueue.outcome", scene) == 0
+            assert run(conn, protocol.history(scene.job.id, 0)) == history
+        if answer == "settled":
+            assert state(conn, scene) == "succeeded"
+        assert answer in ("held", "settled", "in doubt", "nothing is in doubt")
+
+    orders = race(held(), check, old=session(), resolve=resolving)
+    assert "resolve: resolve" in waited(orders)
+
+
+def test_resolve_and_reap(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        effects_are_facts("checkpoint")(conn, scene, {"old": results["old"]})
+        answer, history = results["resolve"]
+        if answer == "held":
+            assert run(conn, protocol.history(scene.job.id, 0)) == history
+
+    race(held(fenced=True), check, old=stepping(), resolve=resolving, reap=reaping())
+
+
+def test_unrelated_serializable_transactions_never_fail_each_other(race: Race) -> None:
+    """Steps of two jobs that both have a history."""
+
+    def begin(conn: Connection) -> Scene:
+        scene = held(2)(conn)
+        for job in scene.held:
+            assert run(conn, protocol.store(job.id, job.token, 0, 1, "s", "1", None)) == "stored"
+        return scene
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert set(results.values()) == {"committed"}
+
+    orders = race(begin, check, one=stepping("SERIALIZABLE", 0, seen=1), two=stepping("SERIALIZABLE", 1, seen=1))
+    assert waited(orders) == set()
+
+
+def test_unrelated_serializable_jobs_never_fail_each_other(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert set(results.values()) == {"committed"}
+
+    orders = race(held(2), check, one=finishing("SERIALIZABLE", 0), two=finishing("SERIALIZABLE", 1))
+    assert waited(orders) == set()
+
+
+# ------------------------------------------------------------------------------------------------------- producers
+
+
+def enqueueing(isolation: str, number: str = "1", end: str = "COMMIT") -> Sessions:
+    """A producer that read something before it enqueues, so that its snapshot is older."""
+
+    def program(scene: Scene) -> Program:
+        yield f"BEGIN ISOLATION LEVEL {isolation}"
+        yield "SELECT 1"
+        ids = yield protocol.enqueue_workflows(
+            json.dumps([{"name": "job", "queue": "default", "id": "chosen", "input": {"n": number}}])
+        )
+        yield end
+        return ids
+
+    return program
+
+
+def nothing(conn: Connection) -> Scene:
+    return Scene([], "")
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_the_same_id_twice(race: Race, isolation: str) -> None:
+    """One job; both are told its id. Above READ COMMITTED the second must fail where it cannot see the first."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        jobs = [row[0] for row in conn.execute("SELECT id FROM pgqueue.jobs").fetchall()]
+        assert len(jobs) == 1
+        assert all(result == jobs or (is_conflict(result) and isolation != ISOLATIONS[0]) for result in results.values())
+
+    orders = race(nothing, check, may_fail=True, one=enqueueing(isolation), two=enqueueing(isolation))
+    refused = sum("SerializationFailure" in str(order) for order in orders)
+    assert (refused > 0) == (isolation != "READ COMMITTED")
+
+
+def test_the_same_id_twice_and_one_rolls_back(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert [row[0] for row in conn.execute("SELECT id FROM pgqueue.jobs").fetchall()] == results["two"]
+
+    race(nothing, check, one=enqueueing(ISOLATIONS[0], end="ROLLBACK"), two=enqueueing(ISOLATIONS[0]))
+
+
+def test_the_same_id_with_other_content(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        refused = [result for result in results.values() if isinstance(result, psycopg.Error)]
+        assert [error.sqlstate for error in refused] == ["PQ003"]
+
+    race(nothing, check, may_fail=True, one=enqueueing(ISOLATIONS[0], "1"), two=enqueueing(ISOLATIONS[0], "2"))
+
+
+def producing(scene: Scene) -> Program:
+    """Two jobs in one SERIALIZABLE transaction."""
+    yield "BEGIN ISOLATION LEVEL SERIALIZABLE"
+    yield enqueue([new_job_id()])
+    yield enqueue([new_job_id()])
+    yield "COMMIT"
+
+
+def test_unrelated_serializable_producers_never_fail_each_other(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert states(conn) == {"ready": 4}
+
+    orders = race(nothing, check, one=producing, two=producing)
+    assert waited(orders) == set()
+
+
+def test_no_work_of_workers_fails_a_serializable_producer(race: Race) -> None:
+    def working(scene: Scene) -> Program:
+        yield settlement(scene, "succeeded")
+        yield protocol.heartbeat([scene.worker])
+        yield protocol.listen_idle(1)
+        yield claim(scene.worker)
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert sum(states(conn).values()) == 3
+
+    orders = race(held(), check, producer=producing, worker=working)
+    assert waited(orders) == set()
+
+
+def test_two_batches_with_the_same_ids_in_another_order(race: Race) -> None:
+    """Both batches become jobs. Or the server ends one of them, as a deadlock: then all of it is rolled back."""
+    a, b, c, d = sorted(new_job_id() for _ in range(4))
+
+    def batch(*ids: str, end: str = "COMMIT") -> Sessions:
+        return lambda scene: transaction(enqueue(ids), end=end)
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        one, two = results["one"] == [a, b, c], results["two"] == [d, b, a]
+        assert one or isinstance(results["one"], errors.DeadlockDetected)
+        assert two or isinstance(results["two"], errors.DeadlockDetected)
+        assert one or two
+        expected = {a, b} | ({c} if one else set()) | ({d} if two else set())
+        assert {row[0] for row in conn.execute("SELECT id FROM pgqueue.jobs").fetchall()} == expected
+
+    # The third had one of the ids first, and so decides in which order the others wait.
+    race(nothing, check, may_fail=True, one=batch(a, b, c), two=batch(d, b, a), three=batch(a, end="ROLLBACK"))
+
+
+# ---------------------------------------------------------------------------------------------------- ended jobs
+
+
+def test_requeue_and_prune(race: Race) -> None:
+    """The outcome is the gate: one of them goes through."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        pruned = results["prune"]
+        assert (results["requeue"], pruned) in [("requeued", 0), ("unknown", 1)]
+        assert state(conn, scene) == (None if pruned else "ready")
+
+    race(ended("failed"), check, requeue=requeueing, prune=pruning)
+
+
+def test_requeue_twice_and_claim(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert sorted([results["one"], results["two"]]) == ["active", "requeued"]
+        assert [kind for _, kind in attempts(conn, scene)] == ["error", "requeue"]
+
+    race(ended("failed"), check, one=requeueing, two=requeueing, claim=claiming_at_once)
+
+
+def test_requeue_and_cancel(race: Race) -> None:
+    """A job is cancelled if, and only if, it had been requeued before it was asked for."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["requeue"] == "requeued"
+        assert results["cancel"] in ("failed", "requested")
+
+    def then(conn: Connection, scene: Scene, results: Results) -> None:
+        assert state(conn, scene) == ("cancelled" if results["cancel"] == "requested" else "succeeded")
+
+    race(ended("failed"), check, then, requeue=requeueing, cancel=cancelling)
+
+
+def test_requeue_and_a_late_settlement(race: Race) -> None:
+    """A zombie's settlement ends no later run."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["requeue"] == "requeued"
+        assert results["settle"] in ({}, {scene.job.id: "lost"})  # {}: this claim's outcome was still there
+        assert state(conn, scene) in ("ready", "running")
+
+    race(ended("failed"), check, requeue=requeueing, settle=settling("succeeded"), claim=claiming_at_once)
+
+
+def test_prune_and_the_same_id_again(race: Race) -> None:
+    """It is the old job, or a new one."""
+
+    def again(scene: Scene) -> Program:
+        return transaction(enqueue(scene.ids))
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["enqueue"] == scene.ids
+        assert (results["prune"], state(conn, scene)) in [(0, "succeeded"), (1, "ready"), (1, None)]
+
+    race(ended("succeeded"), check, prune=pruning, enqueue=again)
+
+
+def test_cancel_while_the_job_ends_and_is_pruned(race: Race) -> None:
+    """No request stays behind that would cancel a later job of the same id."""
+
+    def ending(scene: Scene) -> Program:
+        yield from settling("succeeded")(scene)
+        return (yield from pruning(scene))
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert state(conn, scene) in (None, "succeeded")
+
+    race(held(), check, cancel=cancelling, end=ending)
+
+
+# --------------------------------------------------------------------------------------------------------- leases
+
+
+def test_heartbeat_and_fence(race: Race) -> None:
+    """A worker that was told that it is alive is not fenced for the silence before."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert (results["heartbeat"] == [scene.worker]) != results["fence"]
+
+    race(
+        held(),
+        check,
+        heartbeat=lambda scene: transaction(protocol.heartbeat([scene.worker])),
+        fence=lambda scene: transaction(protocol.fence_worker(scene.worker, 0, "silent")),
+    )
+
+
+def test_heartbeats_in_another_order_and_a_fence(race: Race) -> None:
+    def two_workers(conn: Connection) -> Scene:
+        return Scene([new_worker(conn)], new_worker(conn))
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert scene.worker in results["one"]
+        assert scene.worker in results["two"]
+
+    race(
+        two_workers,
+        check,
+        one=lambda scene: transaction(protocol.heartbeat([scene.worker, *scene.ids])),
+        two=lambda scene: transaction(protocol.heartbeat([*scene.ids, scene.worker])),
+        fence=lambda scene: transaction(protocol.fence_worker(scene.ids[0], 0, "silent")),
+    )
+
+
+# ------------------------------------------------------------------------------------------ these tests can fail
+
+FUNCTIONS = Path(pgqueue.__file__).parent / "sql" / "functions"
+
+#: What is wrong: the function, its right text, the wrong one, and the race that this loses.
+MUTANTS: dict[str, tuple[str, str, str, Callable[[Race], None]]] = {
+    "fence without a lock": (
+        "fence", " FOR KEY SHARE", "",
+        lambda race: test_a_step_against_who_ends_its_claim(race, "READ COMMITTED", "reap"),
+    ),
+    "fence reads the history under SERIALIZABLE": (
+        "fence", "AND current_setting('transaction_isolation') <> 'serializable'", "",
+        lambda race: test_unrelated_serializable_transactions_never_fail_each_other(race),
+    ),
+    "settle without the fence": (
+        "settle", "AND r.claim = g.token\n          LEFT JOIN pgqueue.cancel_request", "LEFT JOIN pgqueue.cancel_request",
+        lambda race: test_a_zombie_and_its_successor(race, "settle"),
+    ),
+    "settle without a lock": (
+        "settle", "FOR UPDATE OF r SKIP LOCKED", "",
+        lambda race: test_settle_and_reap(race, "release"),
+    ),
+    "settle waits for a step": (
+        "settle", "FOR UPDATE OF r SKIP LOCKED", "FOR UPDATE OF r",
+        lambda race: test_a_step_against_who_ends_its_claim(race, "READ COMMITTED", "settle"),
+    ),
+    "reap without a lock": (
+        "reap", "FOR UPDATE OF r SKIP LOCKED", "",
+        lambda race: test_two_reapers(race, "crash", 2),
+    ),
+    "claim without a lock": (
+        "claim", "FOR UPDATE SKIP LOCKED", "",
+        lambda race: test_two_claimers(race),
+    ),
+    "promote without a lock": (
+        "promote", "FOR UPDATE SKIP LOCKED", "",
+        lambda race: test_two_promoters_and_a_claimer(race),
+    ),
+    "resolve with a lock that does not exclude": (
+        "resolve", "FOR UPDATE", "FOR KEY SHARE",
+        lambda race: test_resolve(race, stepping),
+    ),
+    "a lease is taken without comparing the beat": (
+        "fence_worker", "AND w.beat = coalesce(seen_beat, w.beat)", "",
+        lambda race: test_heartbeat_and_fence(race),
+    ),
+    "requeue leaves the request to cancel": (
+        "requeue", "DELETE FROM pgqueue.cancel_request c USING ended e WHERE c.job_id = e.job_id", "SELECT",
+        lambda race: test_cancel_and_settle(race, "failed"),
+    ),
+    "prune leaves the request to cancel": (
+        "prune", "DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])", "SELECT",
+        lambda race: test_cancel_and_settle(race, "succeeded"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_wrong_verb_loses_a_race(race: Race, conn: Connection, mutant: str) -> None:
+    function, right, wrong, lost = MUTANTS[mutant]
+    text = (FUNCTIONS / f"{function}.sql").read_text()
+    assert text.count(right) == 1
+    conn.execute(text.replace(right, wrong))
+    try:
+        with pytest.raises(AssertionError):
+            lost(race)
+    finally:
+        conn.execute(text)

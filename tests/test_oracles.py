@@ -1,0 +1,180 @@
+"""The oracles of the chaos suite can fail: each is shown what it is there to see, and is silent without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from chaos.databases import copy_of
+from chaos.oracles import claim_history, conservation, effects, invariant, ledger, plain_steps
+from chaos.oracles.conservation import Journal
+from chaos.workloads import bank
+from pgqueue.database import connect
+from tests.support import Hand, Server
+
+Connection = psycopg.Connection[Any]
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bank") / "outside.txt"
+
+
+@pytest.fixture(scope="module")
+def worked(server: Server, template: str, outside: Path) -> Iterator[Connection]:
+    """A bank that has worked, without any fault."""
+    with pytest.MonkeyPatch.context() as patch, copy_of(server.dsn, template) as dsn, connect(dsn, "tests") as conn:
+        patch.setenv("BANK_FILE", str(outside))
+        bank.install(conn)
+        claim_history.install(conn)
+        bank.enqueue(conn, 2)
+        bank.order.using(conn).enqueue(1)
+        hand = Hand(bank.app, dsn)
+        hand.drain()
+        hand.close()
+        yield conn
+
+
+@pytest.fixture
+def done(worked: Connection, outside: Path) -> Iterator[Connection]:
+    """The same, for one test to spoil."""
+    text = outside.read_text()
+    with worked.transaction(force_rollback=True):
+        yield worked
+    worked.execute("SELECT setval('pgqueue.conflict', 1, false)")  # sequences are not rolled back
+    outside.write_text(text)
+
+
+def test_they_are_silent_where_all_is_well(done: Connection, outside: Path) -> None:
+    assert done.execute("SELECT state, count(*) FROM pgqueue.jobs GROUP BY 1").fetchall() == [("succeeded", 9)]
+    assert ledger.check(done) == []
+    assert effects.check(done) == []
+    assert plain_steps.check(done, outside, faults=0) == []
+    assert conservation.check(done, Journal({1}, {1})) == []
+    assert invariant.check(done) == []
+    assert claim_history.check(done) == []
+    assert done.execute("SELECT count(*) FROM effect").fetchone() == (7,)
+    assert done.execute("SELECT count(DISTINCT event) FROM claim_history").fetchone() == (4,)
+
+
+FALSE_LEDGERS = {
+    "doubled": "UPDATE account SET balance = balance + 1 WHERE id = 1",
+    "by half": "DELETE FROM movement WHERE account = 2 AND place = 1",
+    "twice": "INSERT INTO movement SELECT * FROM movement WHERE account = 2 AND place = 1 AND amount <> 0",
+    "out of order": "UPDATE account SET trail = trail[2:] || trail[1] WHERE id = 2",
+}
+
+
+@pytest.mark.parametrize("how", FALSE_LEDGERS)
+def test_the_ledger_can_fail(done: Connection, how: str) -> None:
+    done.execute(FALSE_LEDGERS[how])  # type: ignore[call-overload]
+    assert ledger.check(done)
+
+
+FALSE_EFFECTS = {
+    "twice": "INSERT INTO effect SELECT * FROM effect LIMIT 1",
+    "lost": "DELETE FROM effect WHERE ctid = (SELECT min(ctid) FROM effect)",
+    "without a checkpoint": "INSERT INTO effect VALUES (gen_random_uuid(), 1, '1')",
+    "of another transaction": "UPDATE effect SET xid = '1' WHERE seq = 1",
+}
+
+
+@pytest.mark.parametrize("how", FALSE_EFFECTS)
+def test_effects_can_fail(done: Connection, how: str) -> None:
+    done.execute(FALSE_EFFECTS[how])  # type: ignore[call-overload]
+    assert effects.check(done)
+
+
+def test_plain_steps_can_fail(done: Connection, outside: Path) -> None:
+    lines = outside.read_text().splitlines()
+    effect = next(line for line in lines if line.startswith("effect"))
+    before = effect.rpartition(" ")[0] + " 1.0"
+    after = effect.rpartition(" ")[0] + " 9999999999.0"
+
+    outside.write_text("\n".join([*lines, before]))
+    assert plain_steps.check(done, outside, faults=1) == []
+    assert "more than once" in plain_steps.check(done, outside, faults=0)[0]
+    outside.write_text("\n".join([*lines, after]))
+    assert plain_steps.check(done, outside, faults=1, pauses=1) == []
+    assert "had a checkpoint" in plain_steps.check(done, outside, faults=1)[0]
+    outside.write_text("\n".join(line for line in lines if line != effect))
+    assert "never ran" in plain_steps.check(done, outside, faults=0)[0]
+
+
+FALSE_JOURNALS: dict[str, Callable[[], Journal]] = {
+    "lost": lambda: Journal({1, 2}, {1, 2}),
+    "from nowhere": Journal,
+    "rolled back": lambda: Journal({1}, set(), {1}),
+    "without its row": lambda: Journal({1}, {1}, set(), {1}),
+}
+
+
+@pytest.mark.parametrize("how", FALSE_JOURNALS)
+def test_conservation_can_fail(done: Connection, how: str) -> None:
+    assert conservation.check(done, FALSE_JOURNALS[how]())
+
+
+def test_conservation_sees_doubles_unfinished_jobs_and_rows_alone(done: Connection) -> None:
+    bank.order.using(done).enqueue(1)
+    assert len(conservation.check(done, Journal({1}, {1}))) == 2
+    done.execute("DELETE FROM pgqueue.job WHERE id IN (SELECT id FROM pgqueue.jobs WHERE state = 'ready')")
+    assert conservation.check(done, Journal({1}, {1})) == []
+    done.execute("INSERT INTO purchase VALUES (1)")
+    assert conservation.check(done, Journal({1}, {1}))
+
+
+FALSE_PLACES = {
+    "none": "DELETE FROM pgqueue.outcome WHERE ctid = (SELECT min(ctid) FROM pgqueue.outcome)",
+    "two": "INSERT INTO pgqueue.ready SELECT 'default', 11, 999, job_id FROM pgqueue.outcome LIMIT 1",
+    "no job": "INSERT INTO pgqueue.ready VALUES ('default', 11, 999, gen_random_uuid())",
+    "conflict": "SELECT nextval('pgqueue.conflict')",
+}
+
+
+@pytest.mark.parametrize("how", FALSE_PLACES)
+def test_the_invariant_can_fail(done: Connection, how: str) -> None:
+    done.execute(FALSE_PLACES[how])  # type: ignore[call-overload]
+    assert invariant.check(done)
+
+
+A_JOB = "(SELECT job_id FROM pgqueue.outcome ORDER BY 1 LIMIT 1)"
+FREE = "'00000000-0000-0000-0000-000000000001'"
+CLAIM = "INSERT INTO pgqueue.running SELECT {}, 77, gen_random_uuid(), 'default', 11, 1, clock_timestamp()"
+FALSE_HISTORIES = {
+    "claimed after its end": [CLAIM.format(A_JOB)],
+    "two holders": [CLAIM.format(FREE), "ALTER TABLE pgqueue.running DROP CONSTRAINT running_pkey", CLAIM.format(FREE)],
+    "a changed claim": [CLAIM.format(FREE), "UPDATE pgqueue.running SET claim = 78"],
+    "a step of a stranger": [
+        CLAIM.format(FREE),
+        f"INSERT INTO pgqueue.checkpoint VALUES ({FREE}, 1, 'x', '1', NULL, 78, '1', clock_timestamp())",
+    ],
+    "an outcome of a stranger": [
+        CLAIM.format(FREE),
+        f"INSERT INTO pgqueue.outcome (job_id, status, claim, finished_at) VALUES ({FREE}, 'failed', 78, clock_timestamp())",
+    ],
+    "ended and held": [
+        CLAIM.format(FREE),
+        f"INSERT INTO pgqueue.outcome (job_id, status, claim, finished_at) VALUES ({FREE}, 'failed', 77, clock_timestamp())",
+    ],
+    "ended twice": [
+        "ALTER TABLE pgqueue.outcome DROP CONSTRAINT outcome_pkey",
+        f"INSERT INTO pgqueue.outcome SELECT * FROM pgqueue.outcome WHERE job_id = {A_JOB}",
+    ],
+}
+
+
+@pytest.mark.parametrize("how", FALSE_HISTORIES)
+def test_claim_history_can_fail(done: Connection, how: str) -> None:
+    for statement in FALSE_HISTORIES[how]:
+        done.execute(statement)  # type: ignore[call-overload]
+    assert claim_history.check(done)
+
+
+def test_claim_history_knows_release_and_requeue(done: Connection) -> None:
+    for statement in (CLAIM.format(FREE), "DELETE FROM pgqueue.running", f"DELETE FROM pgqueue.outcome WHERE job_id = {A_JOB}"):
+        done.execute(statement)  # type: ignore[call-overload]
+    assert claim_history.check(done) == []
