@@ -192,9 +192,10 @@ def beats() -> Call[Rows]:
     return Call("SELECT id::text, beat, boot_id, pid_ns, pid, start_ticks FROM pgqueue.beats", (), _rows)
 
 
-def fence_worker(worker: str, beat: int | None, reason: str) -> Call[bool]:
-    """True where this call took the lease."""
-    return Call("SELECT pgqueue.fence_worker(%s::uuid, %s::bigint, %s)", (worker, beat, reason), _first)
+def fence_worker(worker: str, beat: int | None, reason: str, started: Sequence[str] | None = None) -> Call[bool]:
+    """True where this call took the lease. ``started``: the jobs that the worker had begun; None: nobody knows."""
+    ids = None if started is None else list(started)
+    return Call("SELECT pgqueue.fence_worker(%s::uuid, %s::bigint, %s, %s::uuid[])", (worker, beat, reason, ids), _first)
 
 
 def end_sessions(worker: str, part: str = "") -> Call[int]:

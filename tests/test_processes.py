@@ -14,6 +14,7 @@ import pytest
 
 from pgqueue import JobFailed, protocol
 from pgqueue.database import run
+from pgqueue.housekeeper import recovery
 from pgqueue.ids import new_token
 from tests.apps import bank
 from tests.support import Hand, Work, Workers, kill, states, stopped, violations, wait_for, worker_pids
@@ -392,3 +393,15 @@ def test_no_hostages(bank_db: psycopg.Connection[Any], workers: Workers, bank_fi
     assert jobs[0].status() == "running"
     told = [line for line in bank_file.read_text().splitlines() if line.endswith(":0") and "nap" not in line]
     assert len(told) == len(set(told)) == 100
+
+
+def test_whoever_reaps_first_charges_what_had_begun(bank_db: psycopg.Connection[Any], dsn: str) -> None:
+    """One host's housekeeper fences its dead worker, and another host's reaps it: that one did not see the death."""
+    jobs = bank.app.enqueue_many([bank.noop.call(), bank.noop.call()])
+    hand = Hand(bank.app, dsn)
+    begun = hand.claim()[0]
+    assert run(bank_db, protocol.fence_worker(hand.id, None, "killed by SIGSEGV", [begun.id]))
+    recovery.reap_lapsed(bank_db)
+    charges = {job.id: [(a.kind, (a.error or {}).get("message")) for a in job.attempts()] for job in jobs}
+    assert charges == {job.id: [("crash", "killed by SIGSEGV")] if job.id == begun.id else [] for job in jobs}
+    hand.close()

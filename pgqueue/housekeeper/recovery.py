@@ -35,8 +35,8 @@ def bury(conn: psycopg.Connection[Any], worker: str, slot: Slot | None, started:
     ]
     if finished:
         run(conn, protocol.settle(finished))  # before the fence: from then on other hosts reap, and know nothing of these
-    run(conn, protocol.fence_worker(worker, None, reason or "ended by its supervisor"))
     charged = [held[key][0] for key in started if key in held and key not in kept]
+    run(conn, protocol.fence_worker(worker, None, reason or "ended by its supervisor", charged))
     reap_all(conn, worker, charged, "crash", reason)
 
 

@@ -13,12 +13,21 @@ AS $$
 #variable_conflict use_column
 DECLARE
     stamp timestamptz := pgqueue.clock();
-    alone boolean;
+    fenced pgqueue.worker;
+    alone  boolean;
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     PERFORM FROM pgqueue.worker w WHERE w.id = reap.worker AND w.fenced_at IS NULL;
     IF FOUND THEN
         PERFORM pgqueue.refuse('PQ009', format('worker %s is alive: fence it before its jobs are taken', worker));
+    END IF;
+    IF kind = 'lost' THEN                                    -- does whoever fenced it know more than the caller?
+        SELECT * INTO fenced FROM pgqueue.worker w WHERE w.id = reap.worker AND w.started IS NOT NULL;
+        IF FOUND THEN
+            started := fenced.started;
+            kind := 'crash';
+            reason := CASE WHEN cardinality(started) > 0 THEN fenced.reason END;
+        END IF;
     END IF;
     SELECT count(*) = 1 INTO alone FROM pgqueue.running r WHERE r.worker = reap.worker;
     WITH held AS MATERIALIZED (

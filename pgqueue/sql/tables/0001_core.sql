@@ -153,6 +153,7 @@ CREATE TABLE pgqueue.worker (
     beat        bigint NOT NULL DEFAULT 0,                 -- a number, not a time: leases compare no clocks
     fenced_at   timestamptz,
     reason      text,
+    started     uuid[],                                    -- when it died, these had begun; null: nobody knows
     started_at  timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 
