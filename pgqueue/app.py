@@ -243,13 +243,17 @@ class App:
         ids = run.enqueue(wanted) if run is not None else self.client.send(wanted, conn)
         return [Job(self.client.pool, id, call.function.result) for id, call in zip(ids, calls, strict=True)]
 
-    async def aenqueue_many(
+    def aenqueue_many(
         self, calls: Sequence[Call[R]], *, conn: psycopg.AsyncConnection[Any] | None = None
-    ) -> list[AsyncJob[R]]:
-        """``enqueue_many`` for async code."""
+    ) -> Coroutine[Any, Any, list[AsyncJob[R]]]:
+        """``enqueue_many`` for async code, to be awaited."""
         wanted = _descriptions(calls)
         run = joined_run() if conn is None else None
-        ids = await (run.aenqueue(wanted) if run is not None else self.async_client.send(wanted, conn))
+        sending = run.aenqueue(wanted) if run is not None else self.async_client.send(wanted, conn)
+        return self._async_handles(sending, calls)
+
+    async def _async_handles(self, sending: Coroutine[Any, Any, list[str]], calls: Sequence[Call[R]]) -> list[AsyncJob[R]]:
+        ids = await sending
         return [AsyncJob(self.async_client.pool, id, call.function.result) for id, call in zip(ids, calls, strict=True)]
 
     def job(self, id: str) -> Job[Any]:

@@ -35,8 +35,8 @@ class Run(Protocol):
     def enqueue(self, descriptions: Sequence[dict[str, Any]]) -> list[str]:
         """Jobs enqueued by the job's code: ids in the same order."""
 
-    async def aenqueue(self, descriptions: Sequence[dict[str, Any]]) -> list[str]:
-        """The same from async code."""
+    def aenqueue(self, descriptions: Sequence[dict[str, Any]]) -> Coroutine[Any, Any, list[str]]:
+        """The same from async code, to be awaited."""
 
 
 _active: ContextVar[Run | None] = ContextVar("pgqueue_run", default=None)

@@ -103,6 +103,10 @@ def _key_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
+async def _only(jobs: Coroutine[Any, Any, list[AsyncJob[R]]]) -> AsyncJob[R]:
+    return (await jobs)[0]
+
+
 class Enqueueable(Generic[P, R]):
     """A function, with what was said about the job."""
 
@@ -126,9 +130,9 @@ class Enqueueable(Generic[P, R]):
         """
         return self._function.app.enqueue_many([self.call(*args, **kwargs)])[0]
 
-    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> AsyncJob[R]:
-        """``enqueue`` for async code."""
-        return (await self._function.app.aenqueue_many([self.call(*args, **kwargs)]))[0]
+    def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncJob[R]]:
+        """``enqueue`` for async code, to be awaited."""
+        return _only(self._function.app.aenqueue_many([self.call(*args, **kwargs)]))
 
     def options(self, **options: Unpack[Options]) -> Enqueueable[P, R]:
         """The same with options for the job: ``f.options(delay="10m", priority=2, id="order-7").enqueue(7)``."""
@@ -187,9 +191,9 @@ class Using(_OnConnection[P, R]):
 class AsyncUsing(_OnConnection[P, R]):
     """A function on the async connection of its caller."""
 
-    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> AsyncJob[R]:
-        """Enqueue a job that exists if and only if the connection's transaction commits."""
-        return (await self._function.app.aenqueue_many([self._call(args, kwargs)], conn=self._conn))[0]
+    def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncJob[R]]:
+        """Enqueue a job that exists if and only if the connection's transaction commits. To be awaited."""
+        return _only(self._function.app.aenqueue_many([self._call(args, kwargs)], conn=self._conn))
 
     def options(self, **options: Unpack[Options]) -> AsyncUsing[P, R]:
         """The same with options for the job."""

@@ -204,3 +204,31 @@ def test_slots_are_shared_with_children_and_survive_them() -> None:
     assert [s.index for s in slots.used()] == [1]
     slot.free()
     assert slots.used() == []
+
+
+def test_a_promised_job_counts_and_may_come_too_late(clock: list[float]) -> None:
+    worker = Worker()
+    worker.receive(job(1), job(2), job(3))
+    running = worker.take()
+    assert running is not None
+    promised = worker.inbox.promise(worker.half, lambda _: True)
+    assert promised is not None
+    assert worker.slot.waiting(-1) == {digest(job(2).id, 1), digest(job(3).id, 1)}, "it has not begun"
+    worker.inbox.take_late(everything=True)
+    worker.claims.done(worker.half, running, None, 0.001)
+    worker.claims._take_finished(0.0)
+    assert not worker.claims._all_done(), "a draining worker runs it"
+    clock[0] += 0.6
+    assert not worker.inbox.take_promised(worker.half, promised)
+    assert [late.id for late in worker.inbox.take_late()] == [job(2).id]
+    worker.claims._take_finished(0.0)
+    assert worker.claims._all_done()
+
+
+def test_only_what_fits_is_promised() -> None:
+    worker = Worker()
+    suspect = job(1)
+    suspect.suspect = True
+    worker.receive(suspect)
+    assert worker.inbox.promise(worker.half, lambda _: True) is None, "a suspect begins alone"
+    assert worker.inbox.promise(worker.half, lambda _: False) is None

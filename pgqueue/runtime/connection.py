@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Any, NoReturn, TypeVar
 
 import psycopg
@@ -18,12 +19,10 @@ from pgqueue.errors import TransactionMisused
 
 C = TypeVar("C", bound="psycopg.Connection[Any] | psycopg.AsyncConnection[Any]")
 
-#: Statements that begin or end a transaction, behind any comments. ROLLBACK TO a savepoint is fine.
-_CONTROL = re.compile(
-    rb"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
-    rb"(?:COMMIT|END|ABORT|BEGIN|START\s+TRANSACTION|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
-    re.IGNORECASE | re.DOTALL,
-)
+_GAP = re.compile(rb"(?:[\s;]|--[^\r\n]*)*")
+_WORD = re.compile(rb"[a-z_\x80-\xff][a-z0-9_$\x80-\xff]*", re.IGNORECASE)
+_ORDINARY = re.compile(rb"\s*(?:select|insert|update|delete|with|copy)\b", re.IGNORECASE)
+_COMMENT = re.compile(rb"/\*|\*/")
 
 
 def _refuse(what: str) -> NoReturn:
@@ -33,21 +32,61 @@ def _refuse(what: str) -> NoReturn:
     )
 
 
-def _guard(statement: bytes) -> None:
-    if _CONTROL.match(statement):
-        _refuse(bytes(statement).decode("utf-8", "replace").strip()[:40])
+def _guard(view: Any, statement: bytes) -> None:
+    """Refuse what begins or ends a transaction. ROLLBACK TO a savepoint is fine."""
+    if _ORDINARY.match(statement):
+        return
+    words = _words(statement)
+    first, second = next(words, b""), b""
+    if first in (b"START", b"PREPARE", b"ROLLBACK", b"SET"):
+        second = next(words, b"")
+        if first == b"ROLLBACK" and second in (b"WORK", b"TRANSACTION"):
+            second = next(words, b"")
+    if first == b"SET" and second not in (b"LOCAL", b"TRANSACTION", b"CONSTRAINTS"):
+        view.pgqueue_changed = True
+    elif (
+        first in (b"COMMIT", b"END", b"ABORT", b"BEGIN")
+        or (first in (b"START", b"PREPARE") and second == b"TRANSACTION")
+        or (first == b"ROLLBACK" and second != b"TO")
+    ):
+        _refuse(statement.decode("utf-8", "replace").strip()[:40])
+
+
+def _words(statement: bytes) -> Iterator[bytes]:
+    """The words that it begins with, in capitals. Comments may be between them, and comments in them."""
+    at = 0
+    while True:
+        at = _GAP.match(statement, at).end()  # type: ignore[union-attr]  # it matches everywhere
+        if statement.startswith(b"/*", at):
+            at = _behind_comment(statement, at)
+        elif word := _WORD.match(statement, at):
+            yield word[0].upper()
+            at = word.end()
+        else:
+            return
+
+
+def _behind_comment(statement: bytes, at: int) -> int:
+    depth = 0
+    for mark in _COMMENT.finditer(statement, at):
+        depth += 1 if mark[0] == b"/*" else -1
+        if depth == 0:
+            return mark.end()
+    return len(statement)
 
 
 class _GuardedCursor:
     """Refuses statements that control the transaction. Always speaks the extended protocol, in which the server refuses
-    several statements in one string: so looking at the first word is enough."""
+    several statements in one string: so looking at the first words is enough."""
+
+    _conn: Any
 
     def _maybe_prepare_gen(self, pgq: Any, **how: Any) -> Any:
-        _guard(pgq.query)
+        _guard(self._conn, pgq.query)
         return super()._maybe_prepare_gen(pgq, **how)  # type: ignore[misc]
 
     def _execute_send(self, query: Any, *, force_extended: bool = False, binary: bool | None = None) -> None:
-        _guard(query.query)
+        _guard(self._conn, query.query)
         super()._execute_send(query, force_extended=True, binary=binary)  # type: ignore[misc]
 
 
@@ -64,6 +103,7 @@ class _View:
 
     _pool: Any = None  # as psycopg sees it, somebody else closes this connection
     pgqueue_over = False  # set, under the lock, with the statement that ends the transaction
+    pgqueue_changed = False  # the step has changed settings of the session, which must not last longer than the step
     pgqueue_pid = 0
 
     def _check_open(self) -> None:
@@ -132,12 +172,14 @@ AnyView = StepConnection | AsyncStepConnection
 
 
 def view_of(conn: AnyConnection) -> AnyView:
-    """A view for one transaction. What its user sets on it (row factory, cursor factory) goes with it."""
+    """A view for one transaction. What its user sets on it (factories, adapters, handlers) goes with it."""
     view: Any
     cursors: type[_GuardedCursor]
     if isinstance(conn, psycopg.AsyncConnection):
         view, cursors = object.__new__(AsyncStepConnection), AsyncStepCursor
     else:
         view, cursors = object.__new__(StepConnection), StepCursor
+    conn._notice_handlers, conn._notify_handlers = [], []
     view.__dict__.update(conn.__dict__, row_factory=tuple_row, cursor_factory=cursors, pgqueue_pid=os.getpid())
+    view._adapters = None  # those of psycopg: ours are for our own statements
     return view  # type: ignore[no-any-return]

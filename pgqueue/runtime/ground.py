@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from pgqueue.runtime.session import AsyncSession, BlockingSession, Sessions
+from pgqueue.runtime.session import AsyncSession, BlockingSession, Sessions, undisturbed
 
 T = TypeVar("T")
 MOST_THREADS = 32
@@ -18,6 +18,8 @@ MOST_THREADS = 32
 
 class Ground:
     """For jobs whose function is a ``def``: their code runs in the thread that runs them, and blocks it."""
+
+    is_async = False
 
     def __init__(self, dsn: str, worker: str) -> None:
         self.sessions = self.blocking_sessions = Sessions(BlockingSession, dsn, worker)
@@ -31,6 +33,9 @@ class Ground:
         """Run it where it may block."""
         return code()
 
+    async def others_first(self) -> None:
+        """Let other jobs have their turn."""
+
     def close(self) -> None:
         """Close all connections."""
         self.sessions.close()
@@ -38,6 +43,8 @@ class Ground:
 
 class AsyncGround(Ground):
     """For jobs whose function is an ``async def``. Made on the event loop. Their ``def`` steps run in threads."""
+
+    is_async = True
 
     def __init__(self, dsn: str, worker: str, concurrency: int) -> None:
         numbers = itertools.count(1_000_000)  # names of sessions: other ones than those of the worker's threads
@@ -51,13 +58,22 @@ class AsyncGround(Ground):
         return threading.get_ident() == self._loop_thread
 
     async def in_thread(self, code: Callable[[], T]) -> T:
+        def outcome() -> tuple[T | None, BaseException | None]:  # a future cannot carry StopIteration
+            try:
+                return code(), None
+            except BaseException as error:  # noqa: BLE001 -- raised where it is waited for
+                return None, error
+
         context = contextvars.copy_context()
-        running = asyncio.get_running_loop().run_in_executor(self._threads, context.run, code)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            # A thread cannot be stopped: whoever cancels waits until it has ended, and its result counts.
-            return await running
+        running = asyncio.get_running_loop().run_in_executor(self._threads, context.run, outcome)
+        # A thread cannot be stopped: whoever cancels waits until it has ended, and its result counts.
+        result, error = await undisturbed(running)
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]  # there is no error
+
+    async def others_first(self) -> None:
+        await undisturbed(asyncio.sleep(0))
 
     def close(self) -> None:
         self.sessions.close()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ from pgqueue.retry import Retry
 from pgqueue.runtime.failure import describe, failed_steps
 from pgqueue.runtime.ground import Ground
 from pgqueue.runtime.history import History, Recorded
-from pgqueue.runtime.session import Restart
+from pgqueue.runtime.session import Begin, Restart
 from pgqueue.runtime.transact import Conflict, transact
 from pgqueue.values import clean, read_error
 
@@ -64,11 +64,12 @@ class OpenStep:
     """The step whose code runs now."""
 
     seq: int
-    thread: int  # that it runs in
+    thread: int  # that it was begun in
     tx: Any = None  # its connection, if it is a transaction
 
 
 _open_step: ContextVar[OpenStep | None] = ContextVar("pgqueue_step", default=None)
+_thread: ContextVar[int | None] = ContextVar("pgqueue_thread", default=None)  # that pgqueue has chosen for a def in async code
 
 
 class _Inside:
@@ -92,7 +93,15 @@ class _Inside:
 class JobRun:
     """One job, as long as this worker holds it. What user code sees of it is ``context.Run``."""
 
-    def __init__(self, app: App, job: ClaimedJob, ground: Ground, max_bytes: int) -> None:
+    def __init__(
+        self,
+        app: App,
+        job: ClaimedJob,
+        ground: Ground,
+        max_bytes: int,
+        upcoming: Callable[[], Begin | None] = lambda: None,
+        came_back: bool | None = None,
+    ) -> None:
         self.job_id = job.id
         self.name = job.name
         self.queue = job.queue
@@ -100,7 +109,8 @@ class JobRun:
         self.job = job
         self.ground = ground
         self.max_bytes = max_bytes
-        self.history = History(ground.sessions, job)
+        self.upcoming = upcoming  # asked at the end of a job that is one transaction: how does the next one begin?
+        self.history = History(ground.sessions, job, came_back)
         self._pid = os.getpid()
         self._ending: BaseException | None = None
         self.open_step: OpenStep | None = None
@@ -109,11 +119,11 @@ class JobRun:
 
     async def execute(self) -> Settlement | None:
         """Run it. None: nothing is left to settle, because it committed with its own transaction, or the claim is lost."""
-        tries = 0
+        run, tries = self, 0
         while True:
             try:
-                with active(self):
-                    return await self._whole()
+                with active(run):
+                    return await run._whole()
             except Unwind as unwind:
                 return unwind.settlement
             except ClaimLost:
@@ -122,10 +132,11 @@ class JobRun:
             except Restart as lost:
                 if await self.ground.sessions.resolve(self.job_id, self.job.token, lost.session) != "held":
                     return None
-                self.history = History(self.ground.sessions, self.job, came_back=True)
-                self._ending = self.open_step = None
                 tries += 1
                 await self.ground.sessions.pause(backoff(tries))
+            finally:
+                run._ending = OutsideJob(f"job {self.job_id} has ended, or begun again: a thread or a task has outlived its run")
+            run = JobRun(self.app, self.job, self.ground, self.max_bytes, self.upcoming, came_back=True)
 
     async def _whole(self) -> Settlement | None:
         failpoint("dispatch.before_run")
@@ -163,6 +174,8 @@ class JobRun:
         if function.kind == "workflow":
             value = await self.invoke(function, **arguments)
             self._check_ending()
+            if self.open_step is not None:
+                raise OutsideJob(f"the workflow returned while step {self.open_step.seq} was running: await every step")
             await self.history.check_complete()
             return value
         with self._inside(0):
@@ -223,6 +236,11 @@ class JobRun:
                 f"{function.name} is a def, and a call of it would block the event loop: in async code write "
                 f"await {function.short_name}.aio(...), which runs it in a thread"
             )
+        if self.ground.is_async and _open_step.get() is None:
+            raise WrongColour(
+                f"{function.name} was called in a thread of an async workflow: call it from the workflow itself, with "
+                f"await {function.short_name}.aio(...)"
+            )
         return blocking(self._call(function, self._number(function), arguments))
 
     def acall(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
@@ -230,7 +248,7 @@ class JobRun:
         self.only_in_the_worker()
         if not self.ground.on_loop:
             raise WrongColour(
-                f"{function.name} has to be awaited, and {self.name} is a def: make the workflow an async def, or the step a def"
+                f"{function.name} has to be awaited, and was called in a def: make the caller an async def, or this one a def"
             )
         return self._call(function, self._number(function), arguments)
 
@@ -258,6 +276,7 @@ class JobRun:
         with self._inside(seq):
             recorded = await self._find(function, seq)
             if recorded is not None:
+                await self.ground.others_first()  # also so that a second step beside it is an error in a replay too
                 return self._replayed(function, seq, recorded)
             failpoint("step.between")
             if function.kind == "transaction":
@@ -274,17 +293,19 @@ class JobRun:
 
     async def _nested(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Any:
         """Inside a step another one is a plain call: it is part of that step."""
-        step = _open_step.get()
-        if step is None or step is not self.open_step or step.thread != threading.get_ident():
-            raise OutsideJob(
-                f"{function.name} was called from a thread or a task that is not the one of its step, or outlived it: "
-                "call steps from the workflow itself"
-            )
+        step = self._own_step(function.name)
+        if (_thread.get() or step.thread) != threading.get_ident():
+            raise OutsideJob(f"{function.name} was called from a thread of your own: call steps from the workflow itself")
         if function.kind != "transaction":
             return await self.invoke(function, **arguments)
         if step.tx is None:
             raise OutsideJob(
                 f"{function.name} is a transaction and was called inside a step, which has none: call it from the workflow"
+            )
+        if function.is_async != isinstance(step.tx, psycopg.AsyncConnection):
+            raise WrongColour(
+                f"{function.name} is {'an async def' if function.is_async else 'a def'}, and the transaction that it was called "
+                "in is not: it cannot use that connection"
             )
         return await self.invoke(function, step.tx, **arguments)
 
@@ -294,11 +315,9 @@ class JobRun:
             return await function.fn(*args, **kwargs)
         if not self.ground.on_loop:
             return function.fn(*args, **kwargs)
-        step = _open_step.get()
 
         def in_thread() -> Any:
-            if step is not None:
-                step.thread = threading.get_ident()
+            _thread.set(threading.get_ident())
             return function.fn(*args, **kwargs)
 
         return await self.ground.in_thread(in_thread)
@@ -308,29 +327,38 @@ class JobRun:
         self._check_ending()
         if self.ground.on_loop:
             raise WrongColour("enqueue() would block the event loop: in async code write await f.aenqueue(...)")
-        step = _open_step.get()
-        if step is not None:
-            return self.app.client.send(descriptions, step.tx)
+        if _open_step.get() is not None:
+            tx = self._own_step("enqueue()").tx
+            if isinstance(tx, psycopg.AsyncConnection):
+                raise WrongColour(
+                    "enqueue() in a thread cannot join the transaction of an async def: await f.aenqueue(...) in it"
+                )
+            return self.app.client.send(descriptions, tx)
         result: list[str] = self.call(_enqueue_step(self.app), {"descriptions": descriptions})
         return result
 
-    async def aenqueue(self, descriptions: Sequence[dict[str, Any]]) -> list[str]:
+    def aenqueue(self, descriptions: Sequence[dict[str, Any]]) -> Coroutine[Any, Any, list[str]]:
         """The same, to be awaited."""
         self._check_ending()
         if not self.ground.on_loop:
-            raise WrongColour(f"aenqueue() has to be awaited, and {self.name} is a def: use enqueue()")
+            raise WrongColour("aenqueue() has to be awaited, and was called in a def: use enqueue()")
+        if _open_step.get() is not None:
+            return self.app.async_client.send(descriptions, self._own_step("aenqueue()").tx)
+        return self.acall(_async_enqueue_step(self.app), {"descriptions": descriptions})
+
+    def _own_step(self, what: str) -> OpenStep:
+        """The step that the caller is a part of, if it is still open."""
         step = _open_step.get()
-        if step is not None:
-            return await self.app.async_client.send(descriptions, step.tx)
-        result: list[str] = await self.acall(_async_enqueue_step(self.app), {"descriptions": descriptions})
-        return result
+        if step is None or step is not self.open_step:
+            raise OutsideJob(f"{what} was called from a thread or a task that outlived its step: end it before the step returns")
+        return step
 
     def _inside(self, seq: int) -> _Inside:
         """A block in which the code of this step runs."""
         return _Inside(self, OpenStep(seq, threading.get_ident()))
 
     def lend(self, connection: Any) -> None:
-        """The open step has this connection; None: no longer."""
+        """The open step has this connection."""
         self.only_in_the_worker()
         step = _open_step.get()
         assert step is not None  # noqa: S101 -- a transaction runs inside a step
@@ -385,11 +413,9 @@ class JobRun:
         if function.is_async or not self.ground.on_loop:
             return await transact(self, self.ground.sessions, function, seq, arguments, whole)
         # A def in async code: all of the transaction happens in a thread, on a connection that blocks.
-        step = _open_step.get()
 
         def in_thread() -> tuple[str, bool]:
-            if step is not None:
-                step.thread = threading.get_ident()
+            _thread.set(threading.get_ident())
             return blocking(transact(self, self.ground.blocking_sessions, function, seq, arguments, whole))
 
         return await self.ground.in_thread(in_thread)

@@ -13,11 +13,11 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Generator, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
-from psycopg import generators, pq
+from psycopg import generators, pq, waiting
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 
@@ -36,6 +36,9 @@ MOST_ASYNC = 10
 """Connections that the ``async def`` jobs of one worker share: each needs one for its transactions and checkpoints only."""
 
 
+WAIT_INTERVAL = 0.1
+"""Seconds between looks at a connection that says nothing, as in psycopg."""
+
 _FINE = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 
 
@@ -44,6 +47,27 @@ class Restart(BaseException):
 
     def __init__(self, session: str = "") -> None:
         self.session = session
+
+
+async def undisturbed(work: Awaitable[T]) -> T:
+    """Wait for it to end, whatever is cancelled meanwhile. Cancelling is for the code of a step: what pgqueue has begun on its
+    behalf gets done, and counts. Otherwise a timeout could take a step that has happened for one that has not."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            pass
+    return task.result()
+
+
+class Begin(NamedTuple):
+    """How a transactional step begins."""
+
+    isolation: Isolation
+    idle_timeout: float
+    """Seconds. When the client is silent for longer, the server ends the transaction: a stopped worker holds no lock for ever."""
+    fence: Call[Any]
 
 
 class Session(ABC):
@@ -55,6 +79,7 @@ class Session(ABC):
         self._numbers = numbers
         self._conn: Any = None
         self._escaping: Any = None
+        self._ahead: tuple[Begin, bytes | None] | None = None  # begun with the last commit, and what its fence says
         self.part = ""  # what tells this session from the worker's others; every new connection has another
 
     @abstractmethod
@@ -76,7 +101,7 @@ class Session(ABC):
         """A verb in a transaction of its own. A lost connection is a Restart; conflicts are run again if ``again``."""
         tries = 0
         while True:
-            await self._connect()
+            await self._ready()
             try:
                 return call.read(self._rows((await self._ask(self._text(call)))[-1]))
             except psycopg.Error as error:
@@ -88,23 +113,36 @@ class Session(ABC):
                 tries += 1
                 await self.pause(database.backoff(tries))
 
-    async def begin(self, isolation: Isolation, idle_timeout: float, fence: Call[Any]) -> tuple[AnyView, str | None]:
-        """Begin a transaction, with its fence. A view of the connection for the code that runs in it, and what the fence says.
-
-        If the client falls silent for ``idle_timeout`` seconds, the server ends the transaction: a stopped worker holds no
-        lock for ever."""
-        await self._connect()
-        idle = f"SET LOCAL idle_in_transaction_session_timeout = {math.ceil(1000 * idle_timeout)}"
-        results = await self._ask(f"BEGIN ISOLATION LEVEL {isolation}; {idle}; {self._text(fence)}")
-        answer = results[-1].get_value(0, 0)
+    async def begin(self, begin: Begin) -> tuple[AnyView, str | None]:
+        """Begin a transaction, with its fence. A view of the connection for the code that runs in it, and what the fence says."""
+        if self._ahead is not None and self._ahead[0] == begin:
+            answer, self._ahead = self._ahead[1], None
+        else:
+            await self._ready()
+            answer = (await self._ask(self._beginning(begin)))[-1].get_value(0, 0)
         return view_of(self._conn), None if answer is None else answer.decode()
 
-    async def commit(self, view: AnyView, closing: Call[bool]) -> bool:
-        """End it, with its last statement. Errors of both come out."""
-        results = await self._ask(f"{self._text(closing)}; COMMIT", view)
-        if results[-1].command_status != b"COMMIT":  # COMMIT of an aborted transaction "succeeds" with ROLLBACK
+    async def commit(self, view: AnyView, closing: Call[bool], then: Begin | None = None) -> bool:
+        """End it, with its last statement. Errors of both come out. ``then``: what is expected to begin here next, and does so
+        in the same round trip."""
+        sql = f"{self._text(closing)}; COMMIT"
+        results = await self._exchange((sql if then is None else f"{sql}; {self._beginning(then)}").encode(), view)
+        for result in results[:2]:
+            if result.status not in _FINE:
+                raise error_from_result(result)
+        if results[1].command_status != b"COMMIT":  # COMMIT of an aborted transaction "succeeds" with ROLLBACK
             raise PgQueueError("the transaction was rolled back by the server")
+        if then is not None and results[-1].status in _FINE:
+            self._ahead = (then, results[-1].get_value(0, 0))
+        elif then is not None:
+            await self.leave(None)
         return results[0].get_value(0, 0) == b"t"
+
+    async def abandon(self) -> None:
+        """What was begun ahead is not wanted any more."""
+        if self._ahead is not None:
+            self._ahead = None
+            await self.leave(None)
 
     async def leave(self, view: AnyView | None) -> None:
         """Out of a transaction that did not end well. What cannot be rolled back is closed."""
@@ -144,10 +182,11 @@ class Session(ABC):
         """Close the connection: whatever was under way on it is in doubt."""
         if self._conn is not None:
             self._conn.pgconn.finish()
-            self._conn = None
+            self._conn = self._ahead = None
 
-    async def _connect(self) -> None:
-        """Waits for as long as the database is away: no outage ends a worker."""
+    async def _ready(self) -> None:
+        """Connected, and in no transaction. Waits for as long as the database is away: no outage ends a worker."""
+        await self.abandon()
         tries = 0
         while self.lost:
             self.discard()
@@ -160,11 +199,15 @@ class Session(ABC):
                 tries += 1
                 await self.pause(database.backoff(tries))
 
-    async def _ask(self, sql: str, view: AnyView | None = None) -> list[pq.abc.PGresult]:
-        results = await self._exchange(sql.encode(), view)
+    async def _ask(self, sql: str) -> list[pq.abc.PGresult]:
+        results = await self._exchange(sql.encode())
         if results[-1].status not in _FINE:  # a failed statement is the last one that the server looks at
             raise error_from_result(results[-1])
         return results
+
+    def _beginning(self, begin: Begin) -> str:
+        idle = f"SET LOCAL idle_in_transaction_session_timeout = {math.ceil(1000 * begin.idle_timeout)}"
+        return f"BEGIN ISOLATION LEVEL {begin.isolation}; {idle}; {self._text(begin.fence)}"
 
     def _text(self, call: Call[Any]) -> str:
         """The statement with its parameters as literals: simple queries have no others."""
@@ -210,26 +253,46 @@ class AsyncSession(Session):
     """For ``async def`` functions."""
 
     async def _open(self, name: str) -> AnyConnection:
-        return await database.connect_async(self._dsn, name)
+        return await undisturbed(database.connect_async(self._dsn, name))
 
     async def _exchange(self, sql: bytes, view: AnyView | None = None) -> list[pq.abc.PGresult]:
         conn = self._conn
+        if conn.lock.locked():  # by a task that the step's code has started
+            await undisturbed(conn.lock.acquire())
+        else:
+            await conn.lock.acquire()
         try:
-            async with conn.lock:
-                if view is not None:
-                    view.pgqueue_over = True
-                conn.pgconn.send_query(sql)
-                if view is not None:
-                    failpoint("transaction.committing")
-                results: list[pq.abc.PGresult] = await conn.wait(generators.execute(conn.pgconn))
-                return results
-        except asyncio.CancelledError as cancelled:  # in the middle of our own statement: nobody knows whether it happened
-            self.discard()
-            raise Restart(self.part) from cancelled
+            if view is not None:
+                view.pgqueue_over = True
+            conn.pgconn.send_query(sql)
+            if view is not None:
+                failpoint("transaction.committing")
+            answers = _resumable(generators.execute(conn.pgconn))
+            while True:
+                try:
+                    results: list[pq.abc.PGresult] = await waiting.wait_async(answers, conn.pgconn.socket, WAIT_INTERVAL)
+                    return results
+                except asyncio.CancelledError:
+                    pass  # see undisturbed(): the same without a task, because this is on the way of every step
+        finally:
+            conn.lock.release()
 
     @staticmethod
     async def pause(seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        await undisturbed(asyncio.sleep(seconds))
+
+
+def _resumable(exchange: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+    """An exchange of psycopg that can be waited for again after a wait was cancelled: then it wants what it wanted."""
+    try:
+        wanted = next(exchange)
+        while True:
+            ready = yield wanted
+            if ready is not None:  # not just begun again
+                wanted = exchange.send(ready)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 class Sessions:
@@ -250,7 +313,7 @@ class Sessions:
     async def take(self) -> Session:
         """The same by hand; then it has to be given back."""
         if self._room is not None:
-            await self._room.acquire()
+            await (undisturbed(self._room.acquire()) if self._room.locked() else self._room.acquire())
         try:
             return self._free.pop()
         except IndexError:
@@ -286,6 +349,11 @@ class Sessions:
                 # The old session still holds the job after its time: end it, so that its commit has happened or never will.
                 if part:
                     await self.run(protocol.end_sessions(self._worker, part))
+
+    async def abandon(self) -> None:
+        """Nothing is begun ahead any more on those that are free."""
+        for session in list(self._free):
+            await session.abandon()
 
     def close(self) -> None:
         """Close all that are free."""

@@ -21,7 +21,8 @@ from pgqueue.database import is_lost, is_transient
 from pgqueue.errors import ClaimLost
 from pgqueue.failpoints import failpoint
 from pgqueue.functions import Function
-from pgqueue.runtime.session import Restart, Session, Sessions
+from pgqueue.model import ClaimedJob
+from pgqueue.runtime.session import Begin, Restart, Session, Sessions
 
 if TYPE_CHECKING:
     from pgqueue.runtime.run import JobRun
@@ -46,16 +47,13 @@ async def transact(
     async with sessions.borrow() as session:
         view = None
         try:
-            fence = protocol.fence_last(job.id, job.token) if whole else protocol.fence(job.id, job.token, run.history.seen, 0)
-            view, xid = await session.begin(definition.isolation, definition.idle_timeout, fence)
+            view, xid = await session.begin(beginning(function, job, run.history.seen, whole))
             if xid is None:
                 raise ClaimLost
             failpoint("transaction.fenced")
             run.lend(view)
-            try:
-                value = await run.invoke(function, view, **arguments)
-            finally:
-                run.lend(None)
+            value = await run.invoke(function, view, **arguments)
+            run.only_in_the_worker()
             failpoint("transaction.user_code_done")
             session.check_usable(function.name)
             text = run.result_text(function, value)
@@ -63,11 +61,17 @@ async def transact(
                 closing = protocol.finish(job.id, job.token, text, xid)
             else:
                 closing = protocol.checkpoint(job.id, job.token, seq, function.name, text, xid)
-            answer = await session.commit(view, closing)
+            answer = await session.commit(view, closing, run.upcoming() if whole else None)
         except BaseException as error:  # noqa: BLE001 -- _leave raises
             await _leave(run, session, view, error)
     failpoint("transaction.committed")
     return text, answer and not whole
+
+
+def beginning(function: Function[Any, Any], job: ClaimedJob, seen: int, whole: bool) -> Begin:
+    """How this transaction begins."""
+    fence = protocol.fence_last(job.id, job.token) if whole else protocol.fence(job.id, job.token, seen, 0)
+    return Begin(function.definition.isolation, function.definition.idle_timeout, fence)
 
 
 async def _leave(run: JobRun, session: Session, view: Any, error: BaseException) -> NoReturn:

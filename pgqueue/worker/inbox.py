@@ -50,6 +50,7 @@ class Inbox:
         self._alone_until = 0.0  # a suspect has begun
         self._late: list[ClaimedJob] = []  # waited too long: to be given back
         self.running = 0  # in both halves
+        self._promised = 0
 
     # ------------------------------------------------------------------------------- the thread that claims
 
@@ -81,7 +82,7 @@ class Inbox:
     @property
     def waiting(self) -> int:
         """Jobs that have not begun."""
-        return sum(len(half.waiting) for half in self._halves.values()) + len(self._late)
+        return sum(len(half.waiting) for half in self._halves.values()) + len(self._late) + self._promised
 
     # ------------------------------------------------------------------------------------------ the two halves
 
@@ -94,16 +95,34 @@ class Inbox:
                 if self.running and (now < self._alone_until or (job.suspect and now - arrived < ALONE_FOR)):
                     return None
                 half.waiting.popleft()
-                if self._slot.begin(job.place) > HOSTAGE_AFTER:
-                    self._slot.put_back(job.place)
-                    self._late.append(job)
-                    continue
-                self.running += 1
-                half.running += 1
-                half.moved = now
-                self._alone_until = now + ALONE_FOR if job.suspect else 0.0
-                return job
+                if self._begins(half, job, now):
+                    return job
         return None
+
+    def promise(self, half: Half, fits: Callable[[ClaimedJob], bool]) -> ClaimedJob | None:
+        """The next job, for somebody who is about to be free, and then says ``take_promised``. It has not begun yet."""
+        with self._lock:
+            if not half.waiting or half.waiting[0][0].suspect or self._alone_until or not fits(half.waiting[0][0]):
+                return None
+            self._promised += 1
+            return half.waiting.popleft()[0]
+
+    def take_promised(self, half: Half, job: ClaimedJob) -> bool:
+        """It begins now. False: it has waited too long."""
+        with self._lock:
+            self._promised -= 1
+            return self._begins(half, job, time.monotonic())
+
+    def _begins(self, half: Half, job: ClaimedJob, now: float) -> bool:
+        if self._slot.begin(job.place) > HOSTAGE_AFTER:
+            self._slot.put_back(job.place)
+            self._late.append(job)
+            return False
+        self.running += 1
+        half.running += 1
+        half.moved = now
+        self._alone_until = now + ALONE_FOR if job.suspect else 0.0
+        return True
 
     def ended(self, half: Half, job: ClaimedJob, seconds: float) -> None:
         """A job of this half has ended."""

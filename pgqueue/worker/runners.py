@@ -17,6 +17,8 @@ from pgqueue.model import ClaimedJob, Settlement
 from pgqueue.runtime.failure import describe
 from pgqueue.runtime.ground import AsyncGround, Ground
 from pgqueue.runtime.run import JobRun
+from pgqueue.runtime.session import Begin
+from pgqueue.runtime.transact import beginning
 from pgqueue.worker.inbox import Half, Inbox
 
 log = logging.getLogger(__name__)
@@ -37,17 +39,15 @@ class Runner(Protocol):
     def stop(self) -> None: ...
 
 
-def run_job(app: App, job: ClaimedJob, ground: Ground, max_bytes: int) -> Any:
-    """The coroutine that runs one job. Whatever happens, it returns what becomes of the job."""
-
-    async def run() -> Settlement | None:
-        try:
-            return await JobRun(app, job, ground, max_bytes).execute()
-        except Exception as error:  # a bug of ours: this job fails with it, the worker goes on
-            log.exception("job %s (%s): internal error", job.id, job.name)
-            return Settlement(job, "failed", None, 0, '{"failed_seqs":[],"error":' + describe(error) + "}")
-
-    return run()
+async def run_job(
+    app: App, job: ClaimedJob, ground: Ground, max_bytes: int, upcoming: Callable[[], Begin | None] = lambda: None
+) -> Settlement | None:
+    """Run a job. Whatever happens, it returns what becomes of it."""
+    try:
+        return await JobRun(app, job, ground, max_bytes, upcoming).execute()
+    except Exception as error:  # a bug of ours: this job fails with it, the worker goes on
+        log.exception("job %s (%s): internal error", job.id, job.name)
+        return Settlement(job, "failed", None, 0, '{"failed_seqs":[],"error":' + describe(error) + "}")
 
 
 class Threads:
@@ -72,14 +72,33 @@ class Threads:
 
     def work(self) -> None:
         """Run one job after the other, until there are to be no more."""
-        while not self._stopped:
-            job = self._inbox.take(self.half)
+        promised: list[ClaimedJob] = []
+
+        def upcoming() -> Begin | None:
+            job = self._inbox.promise(self.half, self._is_one_transaction)
+            if job is None:
+                return None
+            promised.append(job)
+            return beginning(self._app.functions[job.name], job, 0, whole=True)
+
+        while not self._stopped or promised:
+            job = self._take_promised(promised.pop()) if promised else self._inbox.take(self.half)
             if job is None:
                 self._wait()
                 continue
             began = time.perf_counter()
-            settlement = blocking(run_job(self._app, job, self._ground, self._max_bytes))
+            settlement = blocking(run_job(self._app, job, self._ground, self._max_bytes, upcoming))
             self._done(self.half, job, settlement, time.perf_counter() - began)
+
+    def _is_one_transaction(self, job: ClaimedJob) -> bool:
+        function = self._app.functions[job.name]
+        return function.kind == "transaction" and function.definition.isolation != "serializable"
+
+    def _take_promised(self, job: ClaimedJob) -> ClaimedJob | None:
+        if self._inbox.take_promised(self.half, job):
+            return job
+        blocking(self._ground.sessions.abandon())
+        return None
 
     def _wait(self) -> None:
         with self._arrived:
