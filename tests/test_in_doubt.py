@@ -19,7 +19,7 @@ import pytest
 from chaos.commits import HeldCommits, ghost_standby
 from chaos.controller import Controller
 from chaos.databases import copy_of
-from chaos.oracles import claim_history, conservation, effects, invariant, ledger, plain_steps
+from chaos.oracles import all_wrong, claim_history
 from chaos.waiting import wait_for
 from chaos.workloads import bank
 from pgqueue.database import connect
@@ -62,8 +62,7 @@ class Scenario:
         self.doubts = {kind: InDoubt() for kind in KINDS}
         self.wrong: list[str] = []
         self._dsn = dsn
-        self._outside = directory / "outside.txt"
-        self._journal = directory / "journal.txt"
+        self._directory = directory
 
     def play(self, lose: Callable[[Scenario], None], end: Callable[[Scenario], None], ghost: bool = False) -> None:
         with ExitStack() as stack:
@@ -85,7 +84,7 @@ class Scenario:
                 [job] = bank.app.enqueue_many([call], conn=conn)
                 self.doubts[kind].job = job.id
             cut = "enqueue.before=dropconn:later"
-            self.chaos.run("chaos.workloads.producer", str(self._journal), "1", failpoints=cut, once=False)
+            self.chaos.run("chaos.workloads.producer", str(self._directory / "journal.txt"), "1", failpoints=cut, once=False)
             wait_for(self._note_sessions, self.chaos.story)
             lose(self)
             end(self)
@@ -110,7 +109,6 @@ class Scenario:
         return all(doubt.session for doubt in self.doubts.values())
 
     def _note_results(self) -> None:
-        conn = self.chaos.conn
         for (job,) in self.chaos.query("SELECT id::text FROM pgqueue.job WHERE name LIKE '%%.order'"):
             self.doubts["enqueue"].job = job
         runs = self.runs()
@@ -123,18 +121,11 @@ class Scenario:
             doubt.attempts = [
                 row[0] for row in self.chaos.query("SELECT kind FROM pgqueue.attempts WHERE job_id = %s", doubt.job)
             ]
-        self.wrong = (
-            invariant.check(conn)
-            + ledger.check(conn)
-            + effects.check(conn)
-            + claim_history.check(conn)
-            + plain_steps.check(conn, self._outside, faults=len(JOBS))
-            + conservation.check(conn, conservation.Journal.read(self._journal))
-        )
+        self.wrong = all_wrong(self.chaos.conn, self._directory, faults=len(JOBS))
 
     def runs(self) -> Counter[str]:
         """How often the code of each job ran."""
-        return Counter(line.split()[1].partition(":")[0] for line in self._outside.read_text().splitlines())
+        return Counter(line.split()[1].partition(":")[0] for line in (self._directory / "outside.txt").read_text().splitlines())
 
     # ------------------------------------------------------------------------------- ways to lose a commit
 

@@ -31,7 +31,7 @@ def worked(server: Server, template: str, outside: Path) -> Iterator[Connection]
         patch.setenv("BANK_FILE", str(outside))
         bank.install(conn)
         claim_history.install(conn)
-        bank.enqueue(conn, 2)
+        bank.enqueue(conn, 2, 2)
         bank.order.using(conn).enqueue(1)
         hand = Hand(bank.app, dsn)
         hand.drain()

@@ -125,6 +125,8 @@ class Session(ABC):
     async def commit(self, view: AnyView, closing: Call[bool], then: Begin | None = None) -> bool:
         """End it, with its last statement. Errors of both come out. ``then``: what is expected to begin here next, and does so
         in the same round trip."""
+        if view.pgqueue_changed:
+            then = None
         sql = f"{self._text(closing)}; COMMIT"
         results = await self._exchange((sql if then is None else f"{sql}; {self._beginning(then)}").encode(), view)
         for result in results[:2]:
@@ -136,6 +138,8 @@ class Session(ABC):
             self._ahead = (then, results[-1].get_value(0, 0))
         elif then is not None:
             await self.leave(None)
+        elif view.pgqueue_changed:
+            self.discard()  # the settings of one step are not those of the next
         return results[0].get_value(0, 0) == b"t"
 
     async def abandon(self) -> None:

@@ -1,0 +1,28 @@
+"""What must be true whatever is killed when. Each module is one oracle: ``check(...)`` returns what is wrong, in words.
+
+``ledger``, ``invariant`` and ``claim_history`` hold in every snapshot, the others when all jobs have ended. They read the tables
+of chaos/workloads/bank.py. tests/test_oracles.py shows that each of them can fail.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from chaos.oracles import claim_history, conservation, effects, invariant, ledger, plain_steps
+
+__all__ = ["all_wrong", "claim_history", "conservation", "effects", "invariant", "ledger", "plain_steps"]
+
+
+def all_wrong(conn: psycopg.Connection[Any], directory: Path, faults: int, pauses: int = 0) -> list[str]:
+    """What any oracle says, when all jobs have ended. ``faults`` and ``pauses``: see plain_steps."""
+    return [
+        *invariant.check(conn),
+        *ledger.check(conn),
+        *effects.check(conn),
+        *claim_history.check(conn),
+        *plain_steps.check(conn, directory / "outside.txt", faults, pauses),
+        *conservation.check(conn, conservation.Journal.read(directory / "journal.txt")),
+    ]

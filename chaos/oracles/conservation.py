@@ -1,0 +1,53 @@
+"""What was enqueued is what ran: acknowledged ⊆ finished ⊆ attempted.
+
+Fails where an acknowledged enqueue was lost (G1), where a job of a transaction that rolled back exists (G2), where one enqueue
+became two jobs, and where a job and the row that its producer wrote in the same transaction are not both there or both absent.
+Between attempted and acknowledged is what nobody knows: the producer was killed, or lost its connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+_JOBS = """
+SELECT (v.input::json ->> 'number')::int, count(*), bool_and(v.status <> 'active')
+  FROM pgqueue.job_values v WHERE v.name = %s GROUP BY 1
+"""
+
+
+@dataclass
+class Journal:
+    """What producers did, by the number of the order."""
+
+    attempted: set[int] = field(default_factory=set)
+    acknowledged: set[int] = field(default_factory=set)
+    rolled_back: set[int] = field(default_factory=set)
+    with_a_row: set[int] = field(default_factory=set)  # in a transaction that writes a purchase too
+
+    @classmethod
+    def read(cls, file: Path) -> Journal:
+        """Lines of ``what number``, as chaos/workloads/producer.py writes them."""
+        journal = cls()
+        for line in file.read_text().splitlines() if file.exists() else ():
+            what, number = line.split()
+            getattr(journal, what).add(int(number))
+        return journal
+
+
+def check(conn: psycopg.Connection[Any], journal: Journal, name: str = "chaos.workloads.bank.order") -> list[str]:
+    """When all jobs have ended: does what is there agree with what was done?"""
+    jobs = {number: (times, ended) for number, times, ended in conn.execute(_JOBS, (name,)).fetchall()}
+    rows = {row[0] for row in conn.execute("SELECT number FROM purchase").fetchall()}
+    findings = {
+        "acknowledged, and there is no such job": journal.acknowledged - jobs.keys(),
+        "acknowledged, and not finished": {n for n in journal.acknowledged & jobs.keys() if not jobs[n][1]},
+        "there, and nobody tried to enqueue them": jobs.keys() - journal.attempted,
+        "rolled back, and there": journal.rolled_back & jobs.keys(),
+        "enqueued once, and there several times": {n for n, (times, _) in jobs.items() if times > 1},
+        "rows without their job, or jobs without their row": (journal.with_a_row & jobs.keys()) ^ rows,
+    }
+    return [f"{what}: {sorted(numbers)}" for what, numbers in findings.items() if numbers]

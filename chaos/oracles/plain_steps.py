@@ -1,0 +1,47 @@
+"""A plain step runs at least once, one step wide.
+
+Fails where a step has a checkpoint and never ran, where more than the one step at the frontier ran again after a fault, and where
+one ran again although it had a checkpoint already. Only a process that was paused past its lease may do the last: it stood in
+front of the effect and knows nothing of the run that overtook it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+_STORED = """
+SELECT k.job_id || ':' || k.seq, extract(epoch FROM k.created_at)::float8
+  FROM pgqueue.checkpoint k JOIN pgqueue.workflow w ON w.name = k.name WHERE w.kind = 'step' AND k.error IS NULL
+UNION ALL
+SELECT o.job_id || ':0', extract(epoch FROM o.finished_at)::float8
+  FROM pgqueue.outcome o JOIN pgqueue.job j ON j.id = o.job_id JOIN pgqueue.workflow w ON w.name = j.name
+ WHERE w.kind = 'step' AND o.status = 'succeeded'
+"""
+
+
+def check(conn: psycopg.Connection[Any], outside: Path, faults: int, pauses: int = 0) -> list[str]:
+    """``outside`` is the file with one line per run. ``faults``: crashes, pauses and lost connections that could hit a step;
+    ``pauses``: how many of these were pauses past the lease."""
+    runs = _runs(outside)
+    stored: dict[str, float] = dict(conn.execute(_STORED).fetchall())
+    wrong = [f"step {key} has a checkpoint, and its code never ran" for key in stored if key not in runs]
+    if (again := sum(len(moments) - 1 for moments in runs.values())) > faults:
+        several = {key: len(moments) for key, moments in runs.items() if len(moments) > 1}
+        wrong.append(f"steps ran {again} times more than once, with {faults} faults: {several}")
+    late = [key for key, moments in runs.items() for moment in moments if moment > stored.get(key, float("inf"))]
+    if len(late) > pauses:
+        wrong.append(f"steps ran although they had a checkpoint, with {pauses} pauses: {late}")
+    return wrong
+
+
+def _runs(outside: Path) -> dict[str, list[float]]:
+    runs: dict[str, list[float]] = defaultdict(list)
+    for line in outside.read_text().splitlines() if outside.exists() else ():
+        what, key, moment = line.split()
+        if what == "effect":
+            runs[key].append(float(moment))
+    return runs

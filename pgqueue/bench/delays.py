@@ -1,0 +1,76 @@
+"""How long it takes until an idle worker has begun a job, and until a dead worker's job goes on; and what an idle host costs."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from pgqueue.bench.app import mark, stamp
+from pgqueue.bench.harness import Bench, percentiles
+
+
+def bench_latency(bench: Bench, jobs: int, workers: int) -> dict[str, Any]:
+    """From an enqueue with all workers idle to the first line of the job."""
+    with bench.workers(workers):
+        bench.wait_for_workers(workers)
+        waits = [_pickup(0.02, 0.06) for _ in range(jobs)]
+    return {"jobs": jobs, "workers": workers, **percentiles(waits)}
+
+
+def _pickup(shortest: float, longest: float) -> float:
+    time.sleep(random.uniform(shortest, longest))  # noqa: S311 -- so that they are idle, and we meet no rhythm
+    began = time.time()
+    return stamp.enqueue().result(timeout=30) - began
+
+
+def bench_idle(bench: Bench, jobs: int, workers: int, seconds: float = 20.0) -> dict[str, Any]:
+    """What a host costs that has nothing to do; then, from an enqueue after a second of that to the first line of the job."""
+    with bench.workers(workers) as supervisor:
+        bench.wait_for_workers(workers)
+        time.sleep(min(3.0, seconds))  # until they are idle, and what they did before is counted
+        before, cpu_before, began = bench.counts(), cpu_seconds(supervisor), time.monotonic()
+        time.sleep(seconds)
+        spent, cpu, took = bench.counts().since(before), cpu_seconds(supervisor), time.monotonic() - began
+        waits = [_pickup(0.5, 1.5) for _ in range(jobs)]
+    return {
+        "workers": workers,
+        "seconds": round(took, 1),
+        "statements_per_s": None if spent.statements is None else round(spent.statements / took, 1),
+        "commits_per_s": round(spent.commits / took, 1),
+        "cpu_s_per_minute": None if cpu is None or cpu_before is None else round(60 * (cpu - cpu_before) / took, 2),
+        "jobs": jobs,
+        **percentiles(waits, "pickup_"),
+    }
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """The processor time that a process and those under it have used; None where there is no /proc that knows."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(cpu_seconds(int(child)) or 0.0 for child in children)
+
+
+def bench_recovery(bench: Bench, kills: int, workers: int) -> dict[str, Any]:
+    """From the SIGKILL of a worker to the next run of the job that it was running."""
+    runs = "SELECT count(*) FROM mark WHERE job = %s"
+    running = "SELECT pid, extract(epoch FROM clock_timestamp())::float8 FROM mark WHERE job = %s"
+    waits = []
+    with bench.workers(workers):
+        bench.wait_for_workers(workers)
+        for _ in range(kills):
+            job = mark.enqueue()
+            bench.wait_until(lambda id=job.id: bench.one(runs, [id]) == 1)  # type: ignore[misc]
+            pid, killed = bench.rows(running, [job.id])[0]
+            os.kill(pid, signal.SIGKILL)
+            bench.wait_until(lambda id=job.id: bench.one(runs, [id]) == 2)  # type: ignore[misc]
+            waits.append(bench.one("SELECT extract(epoch FROM max(at))::float8 FROM mark WHERE job = %s", [job.id]) - killed)
+            job.result(timeout=30)
+    return {"kills": kills, "workers": workers, **percentiles(waits)}
