@@ -25,7 +25,6 @@ What is an order?
   error, as it gets every error of the database. One that it does not catch ends the session, and is its result.
 * A session that ended, in whatever way, is rolled back if it left a transaction open.
 
-All orders are found by trying the first session that can go on, wherever one can, and later each of the others.
 An error raised by a check carries a note with the order, and with ``only="..."``, which runs just that one again.
 """
 
@@ -51,7 +50,7 @@ Results = dict[str, Any]
 
 MOST_SESSIONS = 4
 FOR_EVER = 60.0  # seconds after which a statement that neither ends nor waits for another session counts as stuck
-DEADLOCK_TIMEOUT = "20ms"  # how long the server lets a statement wait before it looks for a deadlock
+DEADLOCK_TIMEOUT = "20ms"  # after which the server looks for a deadlock; only a superuser may set that
 
 
 @dataclass
@@ -79,7 +78,7 @@ class Interleaver:
 
     def __exit__(self, *_: object) -> None:
         for session in self._sessions:
-            session.close()
+            session.conn.close()
         self._observer.close()
         self._threads.shutdown()
 
@@ -134,18 +133,17 @@ def _take_turns(
     always: Callable[[Connection], None],
 ) -> None:
     """Until every session has ended. The first turns are given; then the first that can go on does."""
-    while free := [session for session in sessions if session.can_go_on]:
+    while free := {session.name: session for session in sessions if session.can_go_on}:
         turn = len(order.turns)
-        wanted = beginning[turn] if turn < len(beginning) else free[0].name
-        session = next((s for s in free if s.name == wanted), None)
-        if session is None:
-            raise RuntimeError(f"it is {wanted}'s turn, but it waits or has ended: the sessions do not behave the same each time")
-        order.turns.append(session.name)
-        order.choices.append([s.name for s in free])
-        session.send(order.story)
+        name = beginning[turn] if turn < len(beginning) else next(iter(free))
+        if name not in free:
+            raise RuntimeError(f"it is {name}'s turn, but it waits or has ended: the sessions do not behave the same each time")
+        order.turns.append(name)
+        order.choices.append(list(free))
+        free[name].send(order.story)
         _until_quiet(sessions, observer, order.story)
-        if session.under_way:
-            order.story.append(f"{session.name}: {session.under_way} waits")
+        if free[name].under_way:
+            order.story.append(f"{name}: {free[name].under_way} waits")
         always(observer)
 
 
@@ -184,29 +182,18 @@ class _Session:
         self.result: Any = None
         self.answer: Future[Any] | None = None
         self.under_way = ""  # a short name of the statement that has not ended
-        self._dsn = dsn
+        self.conn = connect(dsn, "interleaver:session")
+        self.conn.execute(f"SET deadlock_timeout = '{DEADLOCK_TIMEOUT}'")
+        self.pid = self.conn.info.backend_pid
         self._threads = threads
-        self._conn: Connection | None = None
         self._next: Statement | None = None
-
-    @property
-    def conn(self) -> Connection:
-        if self._conn is None or self._conn.closed:  # a session may have been terminated in the order before
-            self._conn = connect(self._dsn, "interleaver:session")
-            self._conn.execute(f"SET deadlock_timeout = '{DEADLOCK_TIMEOUT}'")
-        return self._conn
-
-    @property
-    def pid(self) -> int:
-        return self.conn.info.backend_pid
 
     @property
     def can_go_on(self) -> bool:
         return self._next is not None and self.answer is None
 
     def begin(self, name: str, program: Program) -> None:
-        self.name = name
-        self._program = program
+        self.name, self._program = name, program
         self._resume(lambda: next(program))
 
     def send(self, story: list[str]) -> None:
@@ -225,7 +212,8 @@ class _Session:
             return
         done, self.answer = self.answer, None
         error = done.exception()
-        story.append(f"{self.name}: {self.under_way} -> {_one_line(error) if error else repr(done.result())}")
+        outcome = f"{type(error).__name__}: {error}".splitlines()[0] if error else repr(done.result())
+        story.append(f"{self.name}: {self.under_way} -> {outcome}")
         self.under_way = ""
         if error is None:
             self._resume(lambda: self._program.send(done.result()))
@@ -250,16 +238,11 @@ class _Session:
         self.answer, self.under_way = None, ""
         self.conn.rollback()
 
-    def close(self) -> None:
-        if self._conn is not None:
-            self._conn.close()
-
 
 def _execute(conn: Connection, statement: Statement) -> Any:
     if isinstance(statement, Call):
         return run(conn, statement)
-    cursor = conn.execute(statement)
-    return cursor.fetchall() if cursor.description else None
+    return conn.execute(statement).fetchall() if statement.startswith("SELECT") else conn.execute(statement).statusmessage
 
 
 def _short(statement: Statement) -> str:
@@ -267,7 +250,3 @@ def _short(statement: Statement) -> str:
     sql = statement.sql if isinstance(statement, Call) else statement
     verb = re.search(r"pgqueue\.(\w+)\(", sql)
     return verb[1] if verb else sql[:40]
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0]}"

@@ -63,8 +63,8 @@ class Sweep:
             if host is None:
                 host, producer = self._start()
                 self._provoke(host)
+                self._own_exceptions_are_fatal()
             wait_for(lambda host=host: not host.alive or self._over(), self._missing)
-            self._own_exceptions_are_fatal()
             if producer is not None:
                 producer.wait()
                 wait_for(self._all_ended, self._missing)
@@ -160,8 +160,9 @@ class Sweep:
         self._held.release()
 
     def _own_exceptions_are_fatal(self) -> None:
-        pid = self._chaos.passed(self._case.failpoint)
-        if pid and self._case.action == "raise" and self._case.failpoint.startswith(OWN):
+        """A bug in a process of pgqueue's own must not leave half a process behind."""
+        if self._case.action == "raise" and self._case.failpoint.startswith(OWN):
+            pid = self._chaos.arrival(self._case.failpoint)
             wait_for(lambda: state(pid) in "ZX", f"process {pid} to end with its exception", seconds=10)
 
     def _requeue_failed(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
@@ -32,7 +32,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Hook = Literal["worker_start", "worker_stop"]
 H = TypeVar("H", bound=Callable[[], Any])
-M = TypeVar("M", bound=Callable[[Current], Generator[None, None, None]])
+M = TypeVar("M", bound=Callable[[Current], Iterator[None]])
 
 
 class _WorkflowDecorator(Protocol):
@@ -229,7 +229,8 @@ class App:
         ...     print("begin", job.name)
         ...     yield
         """
-        if not inspect.isgeneratorfunction(fn):
+        yields = inspect.isgeneratorfunction(fn)
+        if not yields:
             raise TypeError(f"{fn.__qualname__}: a middleware is a def with one yield")
         self.middlewares.append(contextmanager(fn))
         return fn

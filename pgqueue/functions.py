@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)  # so that calls with different results can be in one list
 
 
 class Options(TypedDict, total=False):
@@ -57,10 +58,10 @@ class Definition:
 
 
 @dataclass(frozen=True)
-class Call(Generic[R]):
+class Call(Generic[R_co]):
     """A call that is not yet made: what ``f.call(...)`` and ``f.map(...)`` return, and ``app.enqueue_many`` takes."""
 
-    function: Function[Any, R]
+    function: Function[Any, R_co]
     arguments: Mapping[str, Any]
     options: Options
 
@@ -298,6 +299,8 @@ class Function(Enqueueable[P, R]):
 class _Called(Function[P, R]):
     """A ``def``."""
 
+    fn: Callable[..., R]
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         run = active_run()
         result: R = self._plain()(*args, **kwargs) if run is None else run.call(self, self.bind(args, kwargs))
@@ -315,6 +318,7 @@ class _Awaited(Function[P, R]):
     """An ``async def``."""
 
     is_async = True
+    fn: Callable[..., Coroutine[Any, Any, R]]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         run = active_run()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -15,10 +16,23 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgqueue import App, JobFailed, Retry, StepFailed, WrongColour, current
+from pgqueue import (
+    App,
+    AsyncClient,
+    AsyncJob,
+    IdConflict,
+    JobCancelled,
+    JobFailed,
+    ResultTimeout,
+    Retry,
+    StepFailed,
+    UnknownJob,
+    WrongColour,
+    current,
+)
 from pgqueue.context import process
-from pgqueue.errors import OutsideJob, TransactionMisused
-from tests.support import Hand, Server, violations
+from pgqueue.errors import BadValue, DatabaseUnreachable, OutsideJob, TransactionMisused, UnknownQueue, UnknownWorkflow
+from tests.support import Hand, Server, violations, wait_for
 
 ONCE = Retry(1)
 NEVER_AWAITED = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
@@ -743,3 +757,176 @@ def test_timeouts_at_any_moment_neither_lose_nor_double_anything(app: App, dsn: 
     assert done
     assert {len(job.steps()) for job in jobs} == {3}
     assert violations(conn) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- producing
+
+
+def test_what_an_async_producer_can_ask_and_do(app: App, dsn: str, conn: Any) -> None:
+    broken = [True]
+
+    @app.step(name="double", retry=ONCE)
+    async def double(n: int) -> int:
+        if n == 13 and broken:
+            raise ValueError("unlucky")
+        return 2 * n
+
+    @app.workflow(name="flow")
+    async def flow(n: int) -> int:
+        return await double(n)
+
+    async def produce() -> None:
+        assert await double(4) == await double.aio(4) == 8, "outside of a job the plain function"
+        assert await app.aenqueue_many([]) == []
+        good, bad, unwanted = await app.aenqueue_many(flow.map([1, 13, 3]))
+        assert isinstance(good, AsyncJob)
+        assert await good.status() == "ready"
+        with pytest.raises(ResultTimeout):
+            await good.result(timeout=0.02)
+        assert await unwanted.cancel()
+        await asyncio.to_thread(drain, app, dsn)
+        assert await good.result(timeout=5) == 2
+        assert [(s.seq, s.result) for s in await good.steps()] == [(1, 2)]
+        with pytest.raises(JobFailed, match="unlucky"):
+            await bad.result(timeout=5)
+        with pytest.raises(JobCancelled):
+            await unwanted.result(timeout=5)
+        assert {a.kind for a in await bad.attempts()} == {"error"}
+        assert not await good.cancel(), "it has ended"
+        assert not await good.requeue(), "it has succeeded"
+        broken.clear()
+        assert await bad.requeue()
+        await asyncio.to_thread(drain, app, dsn)
+        assert await app.async_job(bad.id).result(timeout=5) == 26
+        with pytest.raises(UnknownJob):
+            await app.async_job("01920000-0000-7000-8000-000000000000").status()
+        with pytest.raises(UnknownJob, match="not the id of a job"):
+            app.async_job("order-7")
+        with pytest.raises(BadValue):
+            await flow.aenqueue(float("nan"))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="flow"):
+            flow.aenqueue("one", "two")  # type: ignore[call-arg]
+        await app.aclose()
+
+    asyncio.run(produce())
+
+
+def test_async_using_joins_the_callers_transaction(app: App, dsn: str, conn: Any) -> None:
+    @app.step(name="leaf")
+    async def leaf(n: int) -> None: ...
+
+    async def produce() -> None:
+        async with await psycopg.AsyncConnection.connect(dsn) as mine:
+            gone = await leaf.using(mine).aenqueue(1)
+            await mine.rollback()
+            kept = await leaf.using(mine).options(id="kept", delay="1h").aenqueue(2)
+            [many] = await app.aenqueue_many([leaf.call(3)], conn=mine)
+            assert await app.aenqueue_many([], conn=mine) == []
+            with pytest.raises(UnknownJob):
+                await kept.status()  # not committed yet
+            await mine.commit()
+            assert [await kept.status(), await many.status()] == ["scheduled", "ready"]
+            with pytest.raises(UnknownJob):
+                await gone.status()
+            same = await leaf.options(id="kept", delay="1h").aenqueue(2)
+            assert same == kept
+            with pytest.raises(IdConflict):
+                await leaf.options(id="kept").aenqueue(4)
+        await app.aclose()
+
+    asyncio.run(produce())
+    assert conn.execute("SELECT count(*) FROM pgqueue.job").fetchone() == (2,)
+
+
+def test_async_client(dsn: str, conn: Any) -> None:
+    async def produce() -> None:
+        async with AsyncClient(dsn) as client:
+            job = await client.enqueue("tomorrow", {"n": 1}, queue="default", priority=2)
+            assert await client.job(job.id).status() == "ready"
+            with pytest.raises(UnknownWorkflow):
+                await client.enqueue("tomorrow")
+            with pytest.raises(UnknownQueue):
+                await client.enqueue("tomorrow", queue="nowhere")
+            with pytest.raises(BadValue, match="a dict of parameter names"):
+                await client.enqueue("tomorrow", [1], queue="default")  # type: ignore[arg-type]
+            async with await psycopg.AsyncConnection.connect(dsn) as mine:
+                await client.enqueue("tomorrow", queue="default", conn=mine)
+                await mine.rollback()
+        assert "AsyncPool()" in repr(client.pool), "never the DSN"
+
+    asyncio.run(produce())
+    assert conn.execute("SELECT name, priority FROM pgqueue.jobs").fetchall() == [("tomorrow", 2)]
+
+
+def test_an_async_producer_survives_lost_connections(app: App, dsn: str, conn: Any) -> None:
+    @app.step(name="leaf")
+    async def leaf(n: int) -> None: ...
+
+    async def produce() -> None:
+        for n in range(5):
+            await asyncio.gather(*[leaf.aenqueue(n) for _ in range(10)])
+            conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgqueue:client'")
+        await app.aclose()
+
+    asyncio.run(produce())
+    assert conn.execute("SELECT count(*) FROM pgqueue.job").fetchone() == (50,)
+
+
+def test_every_event_loop_has_its_own_connections(app: App, dsn: str, conn: Any) -> None:
+    """Also where nobody says aclose(), as after asyncio.run in a script, and where two loops run at once."""
+
+    @app.step(name="leaf")
+    async def leaf(n: int) -> None: ...
+
+    async def produce(n: int, close: bool) -> None:
+        await asyncio.gather(*[leaf.aenqueue(n) for _ in range(20)])
+        if close:
+            await app.aclose()
+            await leaf.aenqueue(n)  # opens them again
+            await app.aclose()
+            await app.aclose()
+
+    for n, close in enumerate([False, True, False]):
+        asyncio.run(produce(n, close))
+    threads = [threading.Thread(target=asyncio.run, args=(produce(n, True),)) for n in range(3, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    asyncio.run(produce(6, True))
+    assert conn.execute("SELECT count(*) FROM pgqueue.job").fetchone() == (7 * 20 + 5,)
+    gc.collect()  # whatever a closed loop has left behind is closed without a warning
+    clients = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgqueue:client'"
+    wait_for(lambda: conn.execute(clients).fetchone() == (0,), 30, "their connections to be closed")
+
+
+def test_one_callers_timeout_while_connecting_is_not_anothers(app: App, dsn: str, conn: Any) -> None:
+    @app.step(name="leaf")
+    async def leaf(n: int) -> None: ...
+
+    async def produce() -> None:
+        async def impatient() -> None:
+            async with asyncio.timeout(0):
+                await leaf.aenqueue(0)
+
+        results = await asyncio.gather(impatient(), leaf.aenqueue(1), leaf.aenqueue(2), return_exceptions=True)
+        assert [type(result) for result in results] == [TimeoutError, AsyncJob, AsyncJob]
+        await app.aclose()
+
+    asyncio.run(produce())
+    assert conn.execute("SELECT count(*) FROM pgqueue.job").fetchone() == (2,)
+
+
+def test_an_async_producer_hears_at_once_that_there_is_no_database() -> None:
+    app = App("postgresql://nobody@127.0.0.1:1/nowhere")
+
+    @app.step(name="leaf")
+    async def leaf(n: int) -> None: ...
+
+    async def produce() -> None:
+        for _ in range(2):
+            with pytest.raises(DatabaseUnreachable, match="cannot connect"):
+                await leaf.aenqueue(1)
+        await app.aclose()
+
+    asyncio.run(produce())

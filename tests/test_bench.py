@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from pgqueue.bench.measures import MEASURES
 from pgqueue.bench.throughput import bare_updates, bench_transaction
 from pgqueue.cli.bench import WHAT, in_words
 from pgqueue.errors import PgQueueError
-from tests.support import ROOT, Server
+from tests.support import ROOT, Server, wait_for
 
 COSTS = {"statements_per_job", "commits_per_job", "wal_bytes_per_job"}
 DRAIN = {"jobs", "workers", "enqueued_per_s", "jobs_per_s"} | COSTS
@@ -140,6 +141,11 @@ def test_percentiles() -> None:
     assert percentiles([], "x_") == {"x_p50_ms": None, "x_p99_ms": None, "x_max_ms": None}
 
 
+def databases(server: Server) -> list[str]:
+    with psycopg.connect(server.dsn) as conn:
+        return [row[0] for row in conn.execute("SELECT datname FROM pg_database WHERE datname LIKE 'pgqueue_bench%'")]
+
+
 def test_the_command(server: Server) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pgqueue", "bench", "noop", "-n", "5", "-w", "1", "--json"],
@@ -153,9 +159,23 @@ def test_the_command(server: Server) -> None:
     figures = json.loads(done.stdout)
     assert set(figures) == DRAIN | {"bench"}
     assert figures["statements_per_job"] is None
-    with psycopg.connect(server.dsn) as conn:
-        left = conn.execute("SELECT datname FROM pg_database WHERE datname LIKE 'pgqueue_bench%'").fetchall()
-    assert left == [], "its database is dropped"
+    assert databases(server) == [], "its database is dropped"
+
+
+def test_a_benchmark_that_is_told_to_end_leaves_nothing(server: Server) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pgqueue", "bench", "latency", "-n", "100000", "--dsn", server.dsn],
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    working = "SELECT count(*) FROM pg_stat_activity WHERE datname LIKE 'pgqueue_bench%' AND application_name LIKE '%:claims'"
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        wait_for(lambda: conn.execute(working).fetchone() == (2,))
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert databases(server) == []
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # the supervisor is gone, too
 
 
 def test_figures_for_people() -> None:

@@ -81,7 +81,7 @@ def runs(
             Sweep(case, dsn, tmp_path_factory.mktemp("case")).run()
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {case: pool.submit(run, case) for case in cases}
+        yield {case: pool.submit(run, case) for case in dict.fromkeys(cases)}
         pool.shutdown(cancel_futures=True)
 
 

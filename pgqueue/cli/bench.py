@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from types import FrameType
 from typing import Any
 
 import click
@@ -22,6 +25,7 @@ def bench_command(what: str, jobs: int | None, workers: int | None, as_json: boo
     from pgqueue.bench.harness import bench
     from pgqueue.bench.measures import MEASURES
 
+    signal.signal(signal.SIGTERM, _leave)
     measure, usual_jobs, usual_workers = MEASURES[what]
     with bench(dsn) as made:
         figures = {"bench": what, **measure(made, jobs or usual_jobs, workers or usual_workers)}
@@ -29,6 +33,12 @@ def bench_command(what: str, jobs: int | None, workers: int | None, as_json: boo
         show_json(figures)
     else:
         show_fields({name: in_words(value) for name, value in figures.items()})
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """As after Ctrl-C: stop the workers, drop the database."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def in_words(figure: Any) -> str:

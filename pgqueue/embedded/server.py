@@ -67,6 +67,14 @@ SOCKET_PATH_BYTES = 100  # the kernel takes 107, macOS 103
 GOING_AWAY = ("pre-existing shared memory block", 'lock file "postmaster.pid" already exists')
 
 
+def _remove_tree(path: Path) -> None:
+    while path.exists():
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:  # a server on its way out deletes files too
+            continue
+
+
 class Embedded:
     """One PostgreSQL server on a data directory of its own.
 
@@ -145,7 +153,7 @@ class Embedded:
         ours = [*(self.home / name for name in FILES), self._sockets] if (self.home / "password").exists() else []
         for path in [*ours, self.home / "lock", self._requested / "location"]:
             if path.is_dir():
-                shutil.rmtree(path)
+                _remove_tree(path)
             else:
                 path.unlink(missing_ok=True)
         for directory in (self.home, self._requested):

@@ -52,21 +52,21 @@ def tenants(job: Current) -> Iterator[None]:
     yield
 
 
-@app.transaction(max_crashes=1000)
+@app.transaction
 async def credit(tx: psycopg.AsyncConnection[Any], account: int, amount: int) -> int:
     await tx.execute("UPDATE account SET balance = balance + %s WHERE id = %s", (amount, account))
     await tx.execute("INSERT INTO effect VALUES (%s, pg_current_xact_id(), %s, %s)", (current().step_key, account, amount))
     return amount
 
 
-@app.transaction(max_crashes=1000)
+@app.transaction
 def def_credit(tx: psycopg.Connection[Any], account: int, amount: int) -> int:
     tx.execute("UPDATE account SET balance = balance + %s WHERE id = %s", (amount, account))
     tx.execute("INSERT INTO effect VALUES (%s, pg_current_xact_id(), %s, %s)", (current().step_key, account, amount))
     return amount
 
 
-@app.step(max_crashes=1000)
+@app.step
 async def notify(account: int) -> str:
     write_outside(current().step_key)
     return f"told {account}"
@@ -86,7 +86,7 @@ async def wait(seconds: float) -> str:
     return tenant.get()
 
 
-@app.workflow(max_crashes=1000)
+@app.workflow
 async def deposit(account: int, amount: int, seconds: float = 0) -> str:
     await credit(account, amount)
     if seconds:
