@@ -47,6 +47,7 @@ Connection = psycopg.Connection[Any]
 Statement = str | Call[Any]
 Program = Generator[Statement, Any, Any]
 Results = dict[str, Any]
+Look = Callable[[Connection], None]
 
 MOST_SESSIONS = 4
 FOR_EVER = 60.0  # seconds after which a statement that neither ends nor waits for another session counts as stuck
@@ -87,7 +88,7 @@ class Interleaver:
         programs: Mapping[str, Callable[[S], Program]],
         setup: Callable[[Connection], S],
         check: Callable[[Connection, S, Results], None],
-        always: Callable[[Connection], None] = lambda _: None,
+        always: Look = lambda _: None,
         only: str | None = None,
     ) -> list[Order]:
         """Run every order, or ``only`` this one. Returns the orders that were run, each of them exactly once."""
@@ -130,7 +131,7 @@ def _take_turns(
     observer: Connection,
     beginning: Sequence[str],
     order: Order,
-    always: Callable[[Connection], None],
+    always: Look,
 ) -> None:
     """Until every session has ended. The first turns are given; then the first that can go on does."""
     while free := {session.name: session for session in sessions if session.can_go_on}:
@@ -207,13 +208,12 @@ class _Session:
         self.answer = self._threads.submit(_execute, self.conn, self._next)
 
     def receive(self, story: list[str]) -> None:
-        """If the statement has ended, go on to the next one, or to the end."""
+        """If the statement has ended, go on."""
         if self.answer is None or not self.answer.done():
             return
         done, self.answer = self.answer, None
         error = done.exception()
-        outcome = f"{type(error).__name__}: {error}".splitlines()[0] if error else repr(done.result())
-        story.append(f"{self.name}: {self.under_way} -> {outcome}")
+        story.append(f"{self.name}: {self.under_way} -> {error or done.result()!r}".splitlines()[0])
         self.under_way = ""
         if error is None:
             self._resume(lambda: self._program.send(done.result()))

@@ -459,6 +459,7 @@ def test_a_task_that_outlives_its_step_can_do_nothing(app: App, dsn: str, conn: 
 
 
 def test_a_task_that_outlives_its_job_can_do_nothing(app: App, dsn: str, conn: Any, calls: list[Any]) -> None:
+    over: list[asyncio.Event] = []
     tasks: list[asyncio.Task[Any]] = []
 
     @app.transaction(name="write")
@@ -466,7 +467,7 @@ def test_a_task_that_outlives_its_job_can_do_nothing(app: App, dsn: str, conn: A
         await mark(tx, what)
 
     async def linger() -> None:
-        await asyncio.sleep(0.05)
+        await over[0].wait()
         for attempt in (write, write.aenqueue):
             try:
                 await attempt("late")
@@ -475,18 +476,20 @@ def test_a_task_that_outlives_its_job_can_do_nothing(app: App, dsn: str, conn: A
 
     @app.workflow(name="flow")
     async def flow() -> None:
+        over.append(asyncio.Event())
         tasks.append(asyncio.create_task(linger()))
         await write("in time")
 
-    @app.step(name="wait")
-    async def wait() -> None:
+    @app.step(name="later")
+    async def later() -> None:
+        over[0].set()
         await asyncio.gather(*tasks)
 
     job = flow.enqueue()
     hand = Hand(app, dsn)
     [claimed] = hand.claim()
     settlement = hand.run(claimed)
-    wait.enqueue()
+    later.enqueue()
     hand.drain()  # before the job is settled: it is still ours
     assert settlement is not None
     hand.settle(settlement)
@@ -535,6 +538,7 @@ def test_a_thread_that_outlives_its_step_can_do_nothing(app: App, dsn: str, conn
 
 def test_a_task_of_an_earlier_run_can_do_nothing(app: App, dsn: str, conn: Any, calls: list[Any]) -> None:
     """A lost connection makes the job begin again. Who was with the first run takes no numbers of the second."""
+    again: list[asyncio.Event] = []
     tasks: list[asyncio.Task[Any]] = []
 
     @app.transaction(name="write")
@@ -546,14 +550,17 @@ def test_a_task_of_an_earlier_run_can_do_nothing(app: App, dsn: str, conn: Any, 
 
     async def linger() -> None:
         try:
-            await asyncio.sleep(0.2)
+            await again[0].wait()
             await write("late")
         except OutsideJob:
             calls.append("refused")
 
     @app.workflow(name="flow")
     async def flow() -> None:
-        if not tasks:
+        if tasks:
+            again[0].set()
+        else:
+            again.append(asyncio.Event())
             tasks.append(asyncio.create_task(linger()))
         await write("one")
         await tasks[0]

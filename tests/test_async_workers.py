@@ -100,6 +100,13 @@ def test_jobs_on_one_loop_do_not_share_their_context(db: Any, workers: Workers) 
     assert [job.result(timeout=1) for job in jobs] == [f"tenant of {job.id}" for job in jobs]
 
 
+@pytest.mark.xfail(strict=True, reason="a job begins in the context in which the one before it ended: see runners.py")
+def test_a_job_knows_nothing_of_the_context_of_the_one_before_it(db: Any, workers: Workers) -> None:
+    jobs = aio.app.enqueue_many([f.call(f"{i}") for i in range(20) for f in (aio.remember, aio.def_remember)])
+    workers.burst(APP, "-w", "1", "--concurrency", "2")
+    assert {job.result(timeout=1) for job in jobs} == {"nothing"}
+
+
 # ------------------------------------------------------------------------------------------------------------- deaths
 
 
@@ -155,6 +162,20 @@ def test_a_task_that_exits_ends_its_worker_and_is_charged(db: Any, workers: Work
     with pytest.raises(JobFailed, match="died 3 times"):
         job.result(timeout=1)
     assert other.result(timeout=1) == "told 1"
+
+
+@pytest.mark.parametrize("how", ["return", "raise", "sleep", "spin"])
+def test_the_child_of_a_fork_is_no_second_worker(db: Any, workers: Workers, how: str) -> None:
+    """It has a copy of the event loop, with all the jobs in it."""
+    others = aio.app.enqueue_many(aio.ticks.map([100] * 5))
+    work = workers.start(APP, "-w", "1", "--concurrency", "10")
+    wait_for(lines("tick"))
+    forking = aio.forks.enqueue(how)
+    assert forking.result(timeout=60) == "parent"
+    wait_for(lambda: {job.status() for job in others} == {"succeeded"}, 60, f"the others\n{work.log()}")
+    assert max(Counter(lines("tick")()).values()) == 1
+    assert len(lines("tick")()) == 500
+    assert db.execute("SELECT count(*) FROM pgqueue.attempts").fetchone() == (0,)
 
 
 # -------------------------------------------------------------------------------------------------- beginning and end

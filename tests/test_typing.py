@@ -1,7 +1,7 @@
-"""What type checkers say of code that uses pgqueue: ``tests/typing`` is full of ``assert_type``, and of errors that must be ones.
+"""What type checkers say of code that uses pgqueue: ``tests/typing`` is full of ``assert_type``, and of errors that must be.
 
-Both checkers read the same files, in strict mode, and both complain of an ignore that nothing needs. (basedpyright is pyright in a
-wheel that brings its Node.js along.)
+Both checkers read the same files, in strict mode, and both complain of an ignore that nothing needs. (basedpyright is pyright in
+a wheel that brings its Node.js along.)
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def _guard(view: Any, statement: bytes) -> None:
         second = next(words, b"")
         if first == b"ROLLBACK" and second in (b"WORK", b"TRANSACTION"):
             second = next(words, b"")
-    if first == b"SET" and second not in (b"LOCAL", b"TRANSACTION", b"CONSTRAINTS"):
+    if first == b"DEALLOCATE" or (first == b"SET" and second not in (b"LOCAL", b"TRANSACTION", b"CONSTRAINTS")):
         view.pgqueue_changed = True
     elif (
         first in (b"COMMIT", b"END", b"ABORT", b"BEGIN")
@@ -103,7 +103,7 @@ class _View:
 
     _pool: Any = None  # as psycopg sees it, somebody else closes this connection
     pgqueue_over = False  # set, under the lock, with the statement that ends the transaction
-    pgqueue_changed = False  # the step has changed settings of the session, which must not last longer than the step
+    pgqueue_changed = False  # the step has changed the session, which must not last longer than the step
     pgqueue_pid = 0
 
     def _check_open(self) -> None:

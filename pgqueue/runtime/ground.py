@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
+import os
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -50,7 +53,10 @@ class AsyncGround(Ground):
         numbers = itertools.count(1_000_000)  # names of sessions: other ones than those of the worker's threads
         self.sessions = Sessions(AsyncSession, dsn, worker, numbers)
         self.blocking_sessions = Sessions(BlockingSession, dsn, worker, numbers)
+        self._loop = asyncio.get_event_loop()
         self._loop_thread = threading.get_ident()
+        this = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _in_the_child(this()))
         self._threads = ThreadPoolExecutor(min(concurrency, MOST_THREADS), "pgqueue-aio")
 
     @property
@@ -73,9 +79,24 @@ class AsyncGround(Ground):
         return result  # type: ignore[return-value]  # there is no error
 
     async def others_first(self) -> None:
-        await undisturbed(asyncio.sleep(0))
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            pass  # see undisturbed()
+
+    def end_in_the_child(self) -> None:
+        """A job's code has forked, and this is the child. It has a copy of the loop with other jobs in it, which are not to run
+        here: whatever is awaited next is the end."""
+        if self.on_loop and self._loop.is_running():
+            getattr(self._loop, "_ready", deque[object]()).clear()
+            self._loop.call_soon(os._exit, 0)
 
     def close(self) -> None:
         self.sessions.close()
         self.blocking_sessions.close()
         self._threads.shutdown(wait=False)
+
+
+def _in_the_child(ground: AsyncGround | None) -> None:
+    if ground is not None:
+        ground.end_in_the_child()

@@ -1,7 +1,7 @@
 """A worker's connections for the jobs it runs: opened when needed, thrown away when in doubt.
 
-Written once for both colours: a BlockingSession never suspends, an AsyncSession awaits. pgqueue's own statements go as simple
-queries, several in one message: BEGIN and the fence are one round trip, and so are the checkpoint and COMMIT.
+Written once for both colours: a BlockingSession never suspends, an AsyncSession awaits. BEGIN and the fence are one round trip,
+and so are the checkpoint and COMMIT.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Generator, Iterator
+from collections.abc import Awaitable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
-from psycopg import generators, pq, waiting
+from psycopg import pq, waiting
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 
@@ -28,6 +28,7 @@ from pgqueue.failpoints import failpoint
 from pgqueue.model import Isolation
 from pgqueue.protocol import Call
 from pgqueue.runtime.connection import AnyConnection, AnyView, view_of
+from pgqueue.runtime.wire import FINE, Wire
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -38,8 +39,6 @@ MOST_ASYNC = 10
 
 WAIT_INTERVAL = 0.1
 """Seconds between looks at a connection that says nothing, as in psycopg."""
-
-_FINE = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 
 
 class Restart(BaseException):
@@ -69,6 +68,24 @@ class Begin(NamedTuple):
     """Seconds. When the client is silent for longer, the server ends the transaction: a stopped worker holds no lock for ever."""
     fence: Call[Any]
 
+    def calls(self) -> tuple[Call[Any], ...]:
+        """Its statements."""
+        idle = f"SET LOCAL idle_in_transaction_session_timeout = {math.ceil(1000 * self.idle_timeout)}"
+        return _statement(f"BEGIN ISOLATION LEVEL {self.isolation}"), _statement(idle), self.fence
+
+
+def _statement(sql: str) -> Call[None]:
+    return Call(sql, (), lambda _: None)
+
+
+_COMMIT, _ROLLBACK = _statement("COMMIT"), _statement("ROLLBACK")
+
+
+def _check(results: Sequence[pq.abc.PGresult]) -> None:
+    for result in results:
+        if result.status not in FINE:
+            raise error_from_result(result)
+
 
 class Session(ABC):
     """One connection, used by one job at a time."""
@@ -78,7 +95,7 @@ class Session(ABC):
         self._prefix = f"pgqueue:{worker}"
         self._numbers = numbers
         self._conn: Any = None
-        self._escaping: Any = None
+        self._wire: Any = None
         self._ahead: tuple[Begin, bytes | None] | None = None  # begun with the last commit, and what its fence says
         self.part = ""  # what tells this session from the worker's others; every new connection has another
 
@@ -87,7 +104,7 @@ class Session(ABC):
         """Connect."""
 
     @abstractmethod
-    async def _exchange(self, sql: bytes, view: AnyView | None = None) -> list[pq.abc.PGresult]:
+    async def _exchange(self, calls: Sequence[Call[Any]], view: AnyView | None = None) -> list[pq.abc.PGresult]:
         """Send statements in one message and wait for their answers. ``view``: nobody can use it any more from then on."""
 
     @staticmethod
@@ -103,7 +120,7 @@ class Session(ABC):
         while True:
             await self._ready()
             try:
-                return call.read(self._rows((await self._ask(self._text(call)))[-1]))
+                return call.read(self._rows(await self._ask(call)))
             except psycopg.Error as error:
                 if is_lost(error) or self.lost:
                     self.discard()
@@ -119,7 +136,7 @@ class Session(ABC):
             answer, self._ahead = self._ahead[1], None
         else:
             await self._ready()
-            answer = (await self._ask(self._beginning(begin)))[-1].get_value(0, 0)
+            answer = (await self._ask(*begin.calls())).get_value(0, 0)
         return view_of(self._conn), None if answer is None else answer.decode()
 
     async def commit(self, view: AnyView, closing: Call[bool], then: Begin | None = None) -> bool:
@@ -127,14 +144,12 @@ class Session(ABC):
         in the same round trip."""
         if view.pgqueue_changed:
             then = None
-        sql = f"{self._text(closing)}; COMMIT"
-        results = await self._exchange((sql if then is None else f"{sql}; {self._beginning(then)}").encode(), view)
-        for result in results[:2]:
-            if result.status not in _FINE:
-                raise error_from_result(result)
+            self._wire.forget()
+        results = await self._exchange([closing, _COMMIT, *(then.calls() if then is not None else ())], view)
+        _check(results[:2])
         if results[1].command_status != b"COMMIT":  # COMMIT of an aborted transaction "succeeds" with ROLLBACK
             raise PgQueueError("the transaction was rolled back by the server")
-        if then is not None and results[-1].status in _FINE:
+        if then is not None and results[-1].status in FINE:
             self._ahead = (then, results[-1].get_value(0, 0))
         elif then is not None:
             await self.leave(None)
@@ -158,7 +173,7 @@ class Session(ABC):
             self.discard()  # the step left it in the middle of something
         elif self.status != pq.TransactionStatus.IDLE:
             try:
-                await self._ask("ROLLBACK")
+                await self._ask(_ROLLBACK)
             except psycopg.Error:
                 self.discard()
 
@@ -197,33 +212,17 @@ class Session(ABC):
             self.part = f":step:{next(self._numbers)}"
             try:
                 self._conn = await self._open(self._prefix + self.part)
-                self._escaping = pq.Escaping(self._conn.pgconn)
+                self._wire = Wire(self._conn.pgconn)
             except DatabaseUnreachable as error:
                 log.warning("%s", error)
                 tries += 1
                 await self.pause(database.backoff(tries))
 
-    async def _ask(self, sql: str) -> list[pq.abc.PGresult]:
-        results = await self._exchange(sql.encode())
-        if results[-1].status not in _FINE:  # a failed statement is the last one that the server looks at
-            raise error_from_result(results[-1])
-        return results
-
-    def _beginning(self, begin: Begin) -> str:
-        idle = f"SET LOCAL idle_in_transaction_session_timeout = {math.ceil(1000 * begin.idle_timeout)}"
-        return f"BEGIN ISOLATION LEVEL {begin.isolation}; {idle}; {self._text(begin.fence)}"
-
-    def _text(self, call: Call[Any]) -> str:
-        """The statement with its parameters as literals: simple queries have no others."""
-        return call.sql % tuple([self._literal(value) for value in call.params])
-
-    def _literal(self, value: Any) -> str:
-        if value is None:
-            return "NULL"
-        if isinstance(value, str):
-            quoted: str = self._escaping.escape_literal(value.encode()).decode()
-            return quoted
-        return f"'{value}'"
+    async def _ask(self, *calls: Call[Any]) -> pq.abc.PGresult:
+        """The answer of the last one. The first error comes out."""
+        results = await self._exchange(calls)
+        _check(results)
+        return results[-1]
 
     def _rows(self, result: pq.abc.PGresult) -> protocol.Rows:
         reader = Transformer(self._conn)
@@ -237,15 +236,15 @@ class BlockingSession(Session):
     async def _open(self, name: str) -> AnyConnection:
         return database.connect(self._dsn, name)
 
-    async def _exchange(self, sql: bytes, view: AnyView | None = None) -> list[pq.abc.PGresult]:
+    async def _exchange(self, calls: Sequence[Call[Any]], view: AnyView | None = None) -> list[pq.abc.PGresult]:
         conn = self._conn
         with conn.lock:  # a thread that the step's code has started may be in the middle of a statement
             if view is not None:
                 view.pgqueue_over = True
-            conn.pgconn.send_query(sql)
+            self._wire.send(calls)
             if view is not None:
                 failpoint("transaction.committing")
-            results: list[pq.abc.PGresult] = conn.wait(generators.execute(conn.pgconn))
+            results: list[pq.abc.PGresult] = conn.wait(self._wire.answers())
             return results
 
     @staticmethod
@@ -259,7 +258,7 @@ class AsyncSession(Session):
     async def _open(self, name: str) -> AnyConnection:
         return await undisturbed(database.connect_async(self._dsn, name))
 
-    async def _exchange(self, sql: bytes, view: AnyView | None = None) -> list[pq.abc.PGresult]:
+    async def _exchange(self, calls: Sequence[Call[Any]], view: AnyView | None = None) -> list[pq.abc.PGresult]:
         conn = self._conn
         if conn.lock.locked():  # by a task that the step's code has started
             await undisturbed(conn.lock.acquire())
@@ -268,10 +267,10 @@ class AsyncSession(Session):
         try:
             if view is not None:
                 view.pgqueue_over = True
-            conn.pgconn.send_query(sql)
+            self._wire.send(calls)
             if view is not None:
                 failpoint("transaction.committing")
-            answers = _resumable(generators.execute(conn.pgconn))
+            answers = _resumable(self._wire.answers())
             while True:
                 try:
                     results: list[pq.abc.PGresult] = await waiting.wait_async(answers, conn.pgconn.socket, WAIT_INTERVAL)

@@ -140,3 +140,49 @@ async def leaves() -> None:
         raise SystemExit(3)
 
     await asyncio.create_task(leave())
+
+
+@app.step(queue="loop")
+async def ticks(count: int) -> None:
+    """Writes something down again and again: whoever runs it twice is seen."""
+    for i in range(count):
+        write_outside(f"tick {current().job_id} {i}")
+        await asyncio.sleep(0.02)
+
+
+@app.step(queue="loop", retry=Retry(1))
+async def forks(how: str) -> str:
+    """Its child comes back into pgqueue, or goes on with the event loop of its parent."""
+    pid = os.fork()
+    if pid == 0:
+        if how == "raise":
+            raise ValueError("child")
+        if how == "sleep":
+            await asyncio.sleep(0.1)
+        while how == "spin":
+            await asyncio.sleep(0)
+        return "child"
+    deadline = time.monotonic() + 5
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.01)
+    return "parent"
+
+
+remembered: ContextVar[str] = ContextVar("remembered", default="nothing")
+
+
+@app.step(queue="loop")
+async def remember(what: str) -> str:
+    """What there was before."""
+    before = remembered.get()
+    remembered.set(what)
+    return before
+
+
+@app.step(queue="threads")
+def def_remember(what: str) -> str:
+    before = remembered.get()
+    remembered.set(what)
+    return before

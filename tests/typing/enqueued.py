@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 import psycopg
-from tests.typing.registered import app, book, fulfil, fulfil_async, pay, plain, tick
 
 from pgqueue import AsyncClient, AsyncJob, Client, Job, Retry, current
 from pgqueue.context import Current
 from pgqueue.functions import AsyncUsing, Call, Enqueueable, Using
 from pgqueue.model import AttemptRecord, State, StepRecord
+from tests.typing.registered import app, book, fulfil, fulfil_async, pay, plain, tick
 
 
 def produce() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
-from tests.typing.registered import app, book, fulfil, fulfil_async, pay, plain, tick
 
 from pgqueue import Client, Queue
+from tests.typing.registered import app, book, fulfil, fulfil_async, pay, plain, tick
 
 plain(1)  # type: ignore[arg-type]
 plain()  # type: ignore[call-arg]

@@ -1,0 +1,79 @@
+"""pgqueue's own statements on a worker's connection: several in one message, prepared, with one wait for all their answers.
+
+psycopg's pipeline does the same for statements of any kind. This is on the way of every step, and needs less: for two round trips
+of a transaction, a third of the processor time of both sides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Generator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from psycopg import generators, pq
+
+from pgqueue.protocol import Call
+
+FINE = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
+
+
+class Wire:
+    """The protocol's part of a session. Both colours of connections drive its generators."""
+
+    def __init__(self, pgconn: pq.abc.PGconn) -> None:
+        self._pgconn = pgconn
+        self._names: dict[str, bytes] = {}  # SQL -> its prepared statement
+        self._numbers = itertools.count(1)
+        self._sent: list[tuple[str, bytes] | None] = []  # what the answers belong to: a statement being prepared, or a call
+
+    def forget(self) -> None:
+        """Somebody has deallocated statements, perhaps ours."""
+        self._names.clear()
+
+    def send(self, calls: Sequence[Call[Any]]) -> None:
+        """Send them, in this order. The server leaves out what follows an error."""
+        pgconn = self._pgconn
+        pgconn.enter_pipeline_mode()
+        self._sent = []
+        for call in calls:
+            name = self._names.get(call.sql)
+            if name is None:
+                name = b"pgqueue_%d" % next(self._numbers)
+                pgconn.send_prepare(name, _numbered(call.sql))
+                self._sent.append((call.sql, name))
+            pgconn.send_query_prepared(name, [None if value is None else str(value).encode() for value in call.params])
+            self._sent.append(None)
+        pgconn.pipeline_sync()
+
+    def answers(self) -> Generator[Any, Any, list[pq.abc.PGresult]]:
+        """One result for each of them."""
+        pgconn = self._pgconn
+        yield from generators.send(pgconn)
+        results, refused = [], None
+        for preparing in self._sent:
+            result = (yield from generators.fetch_many(pgconn))[0]
+            if preparing is None:
+                results.append(refused or result)
+                refused = None
+            elif result.status in FINE:
+                self._names[preparing[0]] = preparing[1]
+            else:
+                refused = result  # says why; the answer of the call itself does not
+        yield from generators.fetch(pgconn)  # the end of the message
+        while pgconn.get_result() is not None:
+            pass
+        pgconn.exit_pipeline_mode()
+        return results
+
+
+@lru_cache
+def _numbered(sql: str) -> bytes:
+    """The placeholders as PostgreSQL has them.
+
+    >>> _numbered("SELECT f(%s::uuid, %s)")
+    b'SELECT f($1::uuid, $2)'
+    """
+    numbers = itertools.count(1)
+    return re.sub("%s", lambda _: f"${next(numbers)}", sql).encode()
