@@ -170,6 +170,7 @@ class Model:
         picked = [self.jobs[job] for job in left]
         assert len(picked) == min(amount, len(line))
         assert sorted(map(rank, picked)) == [rank(job) for job in line[: len(picked)]], "not the first ones"
+        assert not any(self.jobs[job].requested for job in got), "handed out, although somebody had asked to cancel it"
         expected = []
         for job in sorted(picked, key=rank):
             if job.requested:

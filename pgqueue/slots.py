@@ -149,12 +149,13 @@ class Slot:
     def kept(self) -> dict[int, tuple[str, int]]:
         """Of jobs that are not settled: their digest, their result, and the last checkpoint that their run saw."""
         found = {}
-        for place in range(HELD):
-            digest, state = self._cells[_FIELDS + place], self._cells[_STATES + place]
+        digests, states = self._cells[_FIELDS:_STATES].tolist(), self._cells[_STATES:_RESULTS].tolist()
+        for place, (digest, state) in enumerate(zip(digests, states, strict=True)):
             if digest and state & _KEPT:
                 at = 8 * (_RESULTS + place * _WORDS)
                 result = bytes(self._bytes[at : at + (state & 0xFFFF)])
-                found[digest] = (result.decode(), (state & ~_KEPT) >> 16)
+                if self._cells[_STATES + place] == state and self._cells[_FIELDS + place] == digest:  # still the same job's
+                    found[digest] = (result.decode(), (state & ~_KEPT) >> 16)
         return found
 
     # ----------------------------------------------------------------------------------- what it runs now

@@ -129,6 +129,21 @@ def test_a_killed_workers_jobs_all_run_again_and_transactions_once(db: Any, work
     assert charged in ([("crash",)], [])
 
 
+def test_sessions_are_replaced_when_they_are_terminated(db: Any, workers: Workers) -> None:
+    """One session of whatever kind after the other, with some progress in between. Ten jobs share them."""
+    jobs = aio.app.enqueue_many([aio.deposit.call(i % 20 + 1, i) for i in range(200)])
+    work = workers.start(APP, "-w", "1", "--concurrency", "10", "--lease", "2s")
+    for goal in range(0, 200, 10):
+        wait_for(lambda goal=goal: states(db).get("succeeded", 0) >= goal, what=f"progress\n{work.log()}")  # type: ignore[misc]
+        db.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND application_name LIKE 'pgqueue:%' AND application_name <> 'pgqueue:client' ORDER BY random() LIMIT 1"
+        )
+    wait_for(lambda: states(db) == {"succeeded": len(jobs)}, 60, f"the end\n{work.log()}")
+    check_ledger(db, len(jobs))
+    assert db.execute("SELECT * FROM pgqueue.attempts").fetchall() == [], "neither an attempt nor a crash"
+
+
 @pytest.mark.parametrize("seconds", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_a_poison_job_among_innocent_ones_fails_alone(db: Any, workers: Workers, seconds: float) -> None:
     """Nobody can tell which of those that ran at once it was, so each begins alone when it comes back."""

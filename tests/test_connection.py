@@ -273,6 +273,35 @@ def test_a_setting_that_is_rolled_back_is_gone_too(app: App, dsn: str, conn: Any
     assert job.result(timeout=5) == "0"
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_prepared_statements_that_a_step_throws_away_are_prepared_again(app: App, dsn: str, conn: Any, fails: bool) -> None:
+    """DEALLOCATE is not undone by a rollback, and psycopg says it after every ROLLBACK TO a savepoint."""
+
+    @app.transaction(name="throws_away", retry=Retry(1))
+    def throws_away(tx: psycopg.Connection[Any], how: str) -> None:
+        mark(tx, how)
+        if how == "savepoint":
+            with tx.transaction(force_rollback=True):
+                mark(tx, "gone")
+        else:
+            tx.execute(how, prepare=how.endswith("*/"))
+        if fails:
+            raise ValueError("after it")
+
+    @app.workflow(name="flow")
+    def flow(how: str) -> None:
+        throws_away(how)
+
+    hows = ["savepoint", "DEALLOCATE ALL", "/**/ deallocate /**/ all /**/"]
+    jobs = app.enqueue_many([f.call(how) for how in hows for f in (flow, throws_away)])
+    drain(app, dsn)
+    assert {job.status() for job in jobs} == {"failed" if fails else "succeeded"}
+    errors = {row[0] for row in conn.execute("SELECT error::json ->> 'type' FROM pgqueue.attempts")}
+    assert errors <= ({"ValueError", "StepFailed"} if fails else set())
+    assert marks(conn) == ([] if fails else [how for how in hows for _ in range(2)])
+    assert violations(conn) == []
+
+
 def test_values_look_as_on_any_connection(app: App, dsn: str, conn: Any) -> None:
     """pgqueue reads ids as text. The user's code gets what psycopg gives it everywhere."""
     seen: list[Any] = []

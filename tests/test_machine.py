@@ -136,7 +136,7 @@ class Verbs(RuleBasedStateMachine):
     def provide(self, state: str) -> None:
         """A job that is in this state."""
         if state == "ready":
-            self.insert([PLAIN, PLAIN])
+            self.insert([PLAIN])
         elif state == "scheduled":
             self.insert([{**PLAIN, "delay": 1}])
         elif state == "waiting":
@@ -145,7 +145,8 @@ class Verbs(RuleBasedStateMachine):
                 self.claim(0, False, 1, False, False)
         elif state == "running":
             while not self.within("running"):
-                self.a_job(0, "ready")
+                if not self.within("ready"):
+                    self.insert([PLAIN, PLAIN])
                 self.claim(0, False, 2, True, False)
         else:
             self.settle([(0, False, state, 0, False)])
@@ -180,7 +181,7 @@ class Verbs(RuleBasedStateMachine):
 
     @rule(jobs=st.lists(described, min_size=1, max_size=3))
     def enqueue(self, jobs: list[dict[str, Any]]) -> None:
-        if len(self.within(*ACTIVE)) < 10:
+        if len(self.within(*ACTIVE)) < 20:
             self.insert(jobs)
 
     def insert(self, jobs: list[dict[str, Any]]) -> None:
@@ -294,6 +295,7 @@ class Verbs(RuleBasedStateMachine):
 
     @rule(passed=minutes, amount=st.integers(1, 4))
     def promote(self, passed: int, amount: int) -> None:
+        self.a_job(0, "scheduled")
         self.conn.execute(PASS_MINUTES, (passed,))
         self.model.now += passed
         moved, _ = self.run(protocol.promote(amount))

@@ -16,6 +16,7 @@ from pgqueue import JobFailed, protocol
 from pgqueue.database import run
 from pgqueue.housekeeper import recovery
 from pgqueue.ids import new_token
+from pgqueue.model import Settlement
 from tests.apps import bank
 from tests.support import Hand, Work, Workers, kill, states, stopped, violations, wait_for, worker_pids
 
@@ -388,9 +389,10 @@ def test_no_hostages(bank_db: psycopg.Connection[Any], workers: Workers, bank_fi
     bank.app.enqueue_many([bank.noop.call()] * 2000)  # now the workers know that jobs are short, and hold many
     wait_for(lambda: states(bank_db) == {"succeeded": 2000})
     long = bank.hog if blocks == "hog" else bank.nap
-    jobs = bank.app.enqueue_many([long.call(30.0), *[bank.notify.call(i) for i in range(100)]])
-    wait_for(lambda: [job.status() for job in jobs[1:]] == ["succeeded"] * 100, 20, "the jobs behind it")
-    assert jobs[0].status() == "running"
+    jobs = bank.app.enqueue_many([*[bank.noop.call()] * 20, long.call(30.0), *[bank.notify.call(i) for i in range(100)]])
+    others = jobs[:20] + jobs[21:]
+    wait_for(lambda: {job.status() for job in others} == {"succeeded"}, 25, "those that ended before it, and those behind it")
+    assert jobs[20].status() == "running"
     told = [line for line in bank_file.read_text().splitlines() if line.endswith(":0") and "nap" not in line]
     assert len(told) == len(set(told)) == 100
 
@@ -404,4 +406,16 @@ def test_whoever_reaps_first_charges_what_had_begun(bank_db: psycopg.Connection[
     recovery.reap_lapsed(bank_db)
     charges = {job.id: [(a.kind, (a.error or {}).get("message")) for a in job.attempts()] for job in jobs}
     assert charges == {job.id: [("crash", "killed by SIGSEGV")] if job.id == begun.id else [] for job in jobs}
+    hand.close()
+
+
+def test_released_jobs_wake_an_idle_worker(bank_db: psycopg.Connection[Any], dsn: str) -> None:
+    """A job given back from behind a long one is for whoever is idle: it does not wait until somebody looks again."""
+    hand = Hand(bank.app, dsn)
+    bank.noop.enqueue()
+    (job,) = hand.claim()
+    bank_db.execute("LISTEN pgqueue")
+    run(bank_db, protocol.listen_idle(60))
+    assert hand.settle(Settlement(job, "release")) == {}
+    assert len(list(bank_db.notifies(timeout=60, stop_after=1))) == 1
     hand.close()

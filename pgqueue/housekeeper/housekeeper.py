@@ -54,6 +54,7 @@ class Housekeeper:
         self._deaths: dict[str, tuple[list[int], str | None]] = {}  # told by the supervisor, still to be dealt with
         self._due: dict[Callable[[psycopg.Connection[Any]], float], float] = {}  # duty -> when
         self._listening = False
+        self._unsettled: dict[str, set[int]] = {}  # results that workers had not settled when we last looked
 
     def run(self) -> int:
         Heartbeat(self._dsn, self._name, self._settings.beat, self._workers, self._report_fenced).start()
@@ -187,8 +188,16 @@ class Housekeeper:
         return self._settings.beat
 
     def _free_hostages(self, conn: psycopg.Connection[Any]) -> float:
+        """Where a job keeps its whole interpreter, its worker can neither give back what waits nor settle what is done."""
         if any(slot.waiting(recovery.HOSTAGE_AFTER) for slot in self._slots.used()):
             recovery.free_hostages(conn, self._slots.used())
+        seen, self._unsettled = self._unsettled, {}
+        for slot in self._slots.used():
+            kept = slot.kept() if slot.phase == Phase.BUSY else {}
+            if slot.worker and kept:
+                self._unsettled[slot.worker] = set(kept)
+                if stuck := {key: kept[key] for key in kept.keys() & seen.get(slot.worker, set())}:
+                    recovery.settle_kept(conn, slot.worker, stuck)
         return 0.25
 
     def _look_for_work(self, conn: psycopg.Connection[Any]) -> float:

@@ -6,7 +6,7 @@ import logging
 import os
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -23,18 +23,25 @@ HOSTAGE_AFTER = 0.75  # seconds that a claimed job may wait in its worker; the w
 PATIENCE = 2.0  # seconds to wait for the sessions of a dead worker; what they still hold is reaped in the next round
 
 
-def bury(conn: psycopg.Connection[Any], worker: str, slot: Slot | None, started: Sequence[int], reason: str | None) -> None:
-    """A worker of this host has died: what it had finished is settled, its other jobs are ready again. ``started``: the jobs it
-    was running, which are charged."""
+def settle_kept(conn: psycopg.Connection[Any], worker: str, kept: Mapping[int, tuple[str, int]]) -> None:
+    """Settle what a worker has finished, from shared memory. It may do so itself at the same moment: that is safe."""
     held = {digest(job, token): (job, token) for job, token, _ in run(conn, protocol.held_claims([worker]))}
-    kept = slot.kept() if slot is not None else {}
     finished = [
         Settlement(ClaimedJob(*held[key], "", "", "", 0, None), "succeeded", result, seen)
         for key, (result, seen) in kept.items()
         if key in held
     ]
     if finished:
-        run(conn, protocol.settle(finished))  # before the fence: from then on other hosts reap, and know nothing of these
+        run(conn, protocol.settle(finished))
+
+
+def bury(conn: psycopg.Connection[Any], worker: str, slot: Slot | None, started: Sequence[int], reason: str | None) -> None:
+    """A worker of this host has died: what it had finished is settled, its other jobs are ready again. ``started``: the jobs it
+    was running, which are charged."""
+    kept = slot.kept() if slot is not None else {}
+    if kept:
+        settle_kept(conn, worker, kept)  # before the fence: from then on other hosts reap, and know nothing of these
+    held = {digest(job, token): (job, token) for job, token, _ in run(conn, protocol.held_claims([worker]))}
     charged = [held[key][0] for key in started if key in held and key not in kept]
     run(conn, protocol.fence_worker(worker, None, reason or "ended by its supervisor", charged))
     reap_all(conn, worker, charged, "crash", reason)

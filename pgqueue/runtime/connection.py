@@ -42,7 +42,9 @@ def _guard(view: Any, statement: bytes) -> None:
         second = next(words, b"")
         if first == b"ROLLBACK" and second in (b"WORK", b"TRANSACTION"):
             second = next(words, b"")
-    if first == b"DEALLOCATE" or (first == b"SET" and second not in (b"LOCAL", b"TRANSACTION", b"CONSTRAINTS")):
+    if first == b"DEALLOCATE":
+        view.pgqueue_deallocated = True
+    elif first == b"SET" and second not in (b"LOCAL", b"TRANSACTION", b"CONSTRAINTS"):
         view.pgqueue_changed = True
     elif (
         first in (b"COMMIT", b"END", b"ABORT", b"BEGIN")
@@ -104,7 +106,13 @@ class _View:
     _pool: Any = None  # as psycopg sees it, somebody else closes this connection
     pgqueue_over = False  # set, under the lock, with the statement that ends the transaction
     pgqueue_changed = False  # the step has changed the session, which must not last longer than the step
+    pgqueue_deallocated = False  # prepared statements are gone, and perhaps ours
     pgqueue_pid = 0
+
+    def _deallocate(self, name: bytes | None) -> Any:
+        if name is None:  # psycopg forgets them all after a ROLLBACK TO a savepoint, for example
+            self.pgqueue_deallocated = True
+        return super()._deallocate(name)  # type: ignore[misc]
 
     def _check_open(self) -> None:
         if self.pgqueue_over:

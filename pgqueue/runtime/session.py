@@ -142,9 +142,9 @@ class Session(ABC):
     async def commit(self, view: AnyView, closing: Call[bool], then: Begin | None = None) -> bool:
         """End it, with its last statement. Errors of both come out. ``then``: what is expected to begin here next, and does so
         in the same round trip."""
+        self._look_at(view)
         if view.pgqueue_changed:
             then = None
-            self._wire.forget()
         results = await self._exchange([closing, _COMMIT, *(then.calls() if then is not None else ())], view)
         _check(results[:2])
         if results[1].command_status != b"COMMIT":  # COMMIT of an aborted transaction "succeeds" with ROLLBACK
@@ -167,6 +167,7 @@ class Session(ABC):
         """Out of a transaction that did not end well. What cannot be rolled back is closed."""
         if view is not None:
             view.pgqueue_over = True
+            self._look_at(view)
         if self._conn is None:
             return
         if self._conn.pgconn.pipeline_status != pq.PipelineStatus.OFF or self.status == pq.TransactionStatus.ACTIVE:
@@ -176,6 +177,10 @@ class Session(ABC):
                 await self._ask(_ROLLBACK)
             except psycopg.Error:
                 self.discard()
+
+    def _look_at(self, view: AnyView) -> None:
+        if view.pgqueue_deallocated:
+            self._wire.forget()
 
     def check_usable(self, name: str) -> None:
         """Can the transaction be committed, as far as one sees from here?"""

@@ -41,7 +41,7 @@ BEGIN
         ), gone AS (
             DELETE FROM pgqueue.ready r WHERE r.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING r.*
         ), known AS MATERIALIZED (
-            SELECT g.*, j.name, j.name = ANY (names) AS mine, c.job_id IS NOT NULL AS cancelled
+            SELECT g.*, j.name, j.input, j.policy, j.name = ANY (names) AS mine, c.job_id IS NOT NULL AS cancelled
               FROM gone g
               JOIN pgqueue.job j ON j.id = g.job_id
               LEFT JOIN pgqueue.cancel_request c ON c.job_id = g.job_id
@@ -59,14 +59,15 @@ BEGIN
             INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, suspect)
             SELECT k.job_id, token, worker, k.queue, k.lane, k.pos, stamp, k.suspect FROM known k WHERE k.mine AND NOT k.cancelled
             ON CONFLICT (job_id) DO NOTHING
-            RETURNING job_id, queue, lane, pos, suspect
+            RETURNING job_id
         ), conflicts AS (
             SELECT nextval('pgqueue.conflict')
               FROM generate_series(1, (SELECT count(*) FROM known k WHERE k.mine AND NOT k.cancelled) - (SELECT count(*) FROM started))
         )
-        SELECT s.job_id, j.name, j.input, s.queue, s.lane, s.pos, j.policy, s.suspect
-          FROM started s JOIN pgqueue.job j ON j.id = s.job_id
-         WHERE (SELECT count(*) FROM conflicts) >= 0;
+        SELECT k.job_id, k.name, k.input, k.queue, k.lane, k.pos, k.policy, k.suspect
+          FROM known k
+         WHERE k.mine AND NOT k.cancelled                     -- and was inserted: a duplicate never goes to two workers
+           AND ((SELECT count(*) FROM conflicts) = 0 OR k.job_id = ANY (ARRAY(SELECT s.job_id FROM started s)));
         GET DIAGNOSTICS served = ROW_COUNT;
         wanted := wanted - served;
     END LOOP;

@@ -41,7 +41,8 @@ BEGIN
     ), ended AS (
         INSERT INTO pgqueue.outcome (job_id, status, result, error, failed_seqs, claim, finished_at)
         SELECT h.job_id, h.how, h.result, h.detail ->> 'error',
-               ARRAY(SELECT s::integer FROM json_array_elements_text(h.detail -> 'failed_seqs') s), h.claim, stamp
+               CASE WHEN h.detail IS NULL THEN '{}'
+                    ELSE ARRAY(SELECT s::integer FROM json_array_elements_text(h.detail -> 'failed_seqs') s) END, h.claim, stamp
           FROM held h WHERE h.how IN ('succeeded', 'failed', 'cancelled')
         ON CONFLICT (job_id) DO NOTHING
         RETURNING job_id
@@ -70,8 +71,8 @@ BEGIN
     SELECT array_agg(h.job_id) INTO settled FROM held h
      WHERE (SELECT count(*) FROM conflicts) >= 0;
 
-    PERFORM pgqueue.wake_idle() FROM unnest(how, details) AS g(how, detail)
-      WHERE g.how = 'retry' AND (g.detail ->> 'delay')::float8 < 1 LIMIT 1;   -- due before anybody would look
+    PERFORM pgqueue.wake_idle() FROM unnest(how, details) AS g(how, detail)      -- for whoever is idle, before they look again
+      WHERE g.how = 'release' OR (g.how = 'retry' AND (g.detail ->> 'delay')::float8 < 1) LIMIT 1;
     IF coalesce(cardinality(settled), 0) < cardinality(jobs) THEN
         RETURN QUERY
         SELECT g.job_id, CASE WHEN r.job_id IS NOT NULL AND pgqueue.continues(g.job_id, g.seen) THEN 'busy' ELSE 'lost' END
