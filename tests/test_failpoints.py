@@ -75,10 +75,13 @@ def runs(
 ) -> Iterator[dict[Case, Future[None]]]:
     """All selected cases, several at once."""
     cases = [item.callspec.params["case"] for item in request.session.items if "runs" in getattr(item, "fixturenames", ())]
+    place = tmp_path_factory.mktemp("sweep")
 
     def run(case: Case) -> None:
+        directory = place / str(case)
+        directory.mkdir()
         with copy_of(server.dsn, template) as dsn:
-            Sweep(case, dsn, tmp_path_factory.mktemp("case")).run()
+            Sweep(case, dsn, directory).run()
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {case: pool.submit(run, case) for case in dict.fromkeys(cases)}

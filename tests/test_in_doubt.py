@@ -89,7 +89,7 @@ class Scenario:
             lose(self)
             end(self)
         wait_for(lambda: not self.chaos.query("SELECT 1 FROM pgqueue.job_values WHERE status = 'active'"), self.chaos.story)
-        assert host.drain() == 0
+        assert host.drain() == 0, self.chaos.story()
         self._note_results()
 
     def _inside_commit(self) -> list[int]:

@@ -46,7 +46,7 @@ def test_conflicts_count_as_nothing(chaos: Controller, tmp_path: Path, isolation
     bank.app.enqueue_many([bank.transfer.call(source, target, 5, isolation) for source, target in pairs], conn=conn)
     host = chaos.start("-w", str(WORKERS))
     wait_for_the_end(chaos)
-    assert host.drain() == 0
+    assert host.drain() == 0, chaos.story()
     assert all_wrong(conn, tmp_path, faults=0) == [], chaos.story()
     assert chaos.query("SELECT state, count(*) FROM pgqueue.jobs GROUP BY 1") == [("succeeded", TRANSFERS)]
     assert chaos.query("SELECT kind FROM pgqueue.attempts") == []
@@ -77,7 +77,7 @@ def test_serializable_producers_beside_busy_workers(chaos: Controller, tmp_path:
     for producer in producers:
         producer.join()
     wait_for_the_end(chaos)
-    assert host.drain() == 0
+    assert host.drain() == 0, chaos.story()
     assert failures == []
     assert chaos.query("SELECT count(*) FROM effect") == [(400,)]
     assert chaos.query("SELECT kind FROM pgqueue.attempts") == []

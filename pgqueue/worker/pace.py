@@ -15,8 +15,8 @@ class Pace:
         self._last = 1
 
     def ran(self, seconds: float) -> None:
-        """A job took so long. One slow job is believed sooner than one fast one."""
-        weight = 0.5 if seconds > self._typical else 0.1
+        """A job took so long. One that is really slow is believed at once."""
+        weight = 0.5 if seconds > max(self._typical, WORK) else 0.1
         self._typical += weight * (seconds - self._typical)
 
     def ahead(self) -> int:
