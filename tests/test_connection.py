@@ -97,7 +97,7 @@ def test_statements_that_end_the_transaction_are_refused_however_they_are_writte
     assert marks(conn) == ["refused", "went on"] * len(jobs) + ["allowed"]
 
 
-def test_stream_and_server_side_cursors_cannot_carry_a_commit(app: App, dsn: str, conn: Any) -> None:
+def test_a_server_side_cursor_cannot_carry_a_commit(app: App, dsn: str, conn: Any) -> None:
     @app.transaction(name="named", retry=Retry(1))
     def named(tx: psycopg.Connection[Any], statement: str) -> list[Any]:
         mark(tx, "named")
@@ -112,7 +112,7 @@ def test_stream_and_server_side_cursors_cannot_carry_a_commit(app: App, dsn: str
     assert marks(conn) == ["named"]
 
 
-@both.def_only("the async half of it is below: 'for' becomes 'async for'")
+@both.def_only("its loops would be 'async for': see the next one")
 def test_stream(app: App, dsn: str, conn: Any) -> None:
     @app.transaction(name="stream", retry=Retry(1))
     def stream(tx: psycopg.Connection[Any], statement: str) -> list[Any]:
@@ -124,6 +124,31 @@ def test_stream(app: App, dsn: str, conn: Any) -> None:
         mark(tx, "left open")
         kept.append(tx.cursor().stream("SELECT generate_series(1, 100000)"))
         return next(kept[0])[0]
+
+    kept: list[Any] = []
+    good, bad, worse = stream.enqueue("SELECT generate_series(1, 3)"), stream.enqueue("COMMIT"), left_open.enqueue()
+    last = stream.enqueue("SELECT 4")
+    drain(app, dsn)
+    assert good.result(timeout=5) == [1, 2, 3]
+    assert last.result(timeout=5) == [4]
+    for job in (bad, worse):
+        with pytest.raises(JobFailed, match="TransactionMisused"):
+            job.result(timeout=5)
+    assert marks(conn) == ["stream", "stream"]
+
+
+@both.def_only("it is async already")
+def test_async_stream(app: App, dsn: str, conn: Any) -> None:
+    @app.transaction(name="stream", retry=Retry(1))
+    async def stream(tx: psycopg.AsyncConnection[Any], statement: str) -> list[Any]:
+        await tx.execute("INSERT INTO mark VALUES ('stream')")
+        return [row[0] async for row in tx.cursor().stream(statement)]
+
+    @app.transaction(name="left_open", retry=Retry(1))
+    async def left_open(tx: psycopg.AsyncConnection[Any]) -> int:
+        await tx.execute("INSERT INTO mark VALUES ('left open')")
+        kept.append(tx.cursor().stream("SELECT generate_series(1, 100000)"))
+        return (await anext(kept[0]))[0]
 
     kept: list[Any] = []
     good, bad, worse = stream.enqueue("SELECT generate_series(1, 3)"), stream.enqueue("COMMIT"), left_open.enqueue()

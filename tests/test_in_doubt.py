@@ -69,8 +69,10 @@ class Scenario:
             conn = self.chaos.conn
             bank.install(conn)
             claim_history.install(conn)
-            # Rows are found by their index, or serializable transactions would conflict over tables of one page.
-            conn.execute(f"ALTER DATABASE {conn.info.dbname} SET enable_seqscan = off")  # type: ignore[call-overload]
+            # Rows are found by their index, or serializable transactions would conflict over tables of one page. What this
+            # setting makes look expensive would be compiled, for a long time.
+            for setting in ("enable_seqscan", "jit"):
+                conn.execute(f"ALTER DATABASE {conn.info.dbname} SET {setting} = off")  # type: ignore[call-overload]
             cut = "dispatch.before_run=dropconn:later"
             host = self.chaos.start("-w", str(len(JOBS)), "--lease", "2s", failpoints=cut, once=False)
             wait_for(lambda: self.chaos.query("SELECT count(*) FROM pgqueue.workers") == [(len(JOBS),)], self.chaos.story)

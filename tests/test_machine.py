@@ -142,14 +142,14 @@ class Verbs(RuleBasedStateMachine):
         elif state == "waiting":
             self.insert([{**PLAIN, "name": "rare", "priority": 0}])
             while not self.within("waiting"):
-                self.claim(0, False, 1, False, False)
+                self.take(self.a_worker(0, False), 1, knows_all=False)
         elif state == "running":
             while not self.within("running"):
                 if not self.within("ready"):
                     self.insert([PLAIN, PLAIN])
-                self.claim(0, False, 2, True, False)
+                self.take(self.a_worker(0, False), 2)
         else:
-            self.settle([(0, False, state, 0, False)])
+            self.settle([(0, False, state, 0, False, True)])
 
     def a_worker(self, which: int, late: bool) -> str:
         """There are at most two that are alive."""
@@ -229,8 +229,10 @@ class Verbs(RuleBasedStateMachine):
 
     @rule(which=which, late=seldom, amount=st.integers(1, 4), knows_all=st.booleans(), backwards=st.booleans())
     def claim(self, which: int, late: bool, amount: int, knows_all: bool, backwards: bool) -> None:
-        worker, token = self.a_worker(which, late), new_token()
-        names = ["job", "rare"] if knows_all else ["job"]
+        self.take(self.a_worker(which, late), amount, knows_all, backwards)
+
+    def take(self, worker: str, amount: int, knows_all: bool = True, backwards: bool = False) -> None:
+        token, names = new_token(), ["job", "rare"] if knows_all else ["job"]
         answer = self.run(protocol.claim(worker, token, ["default"], names, amount, [0] * 20, backwards))
         got = [job.id for job, _ in answer]
         self.model.claim(worker, token, names, amount, backwards, self.left("ready"), got)
@@ -269,11 +271,13 @@ class Verbs(RuleBasedStateMachine):
         if xid is not None and not rolls_back:
             assert self.model.finish(job, token) if whole else self.model.store(job, token, seen, seen + 1, False) != "lost"
 
-    @rule(batch=st.lists(st.tuples(which, seldom, endings, minutes, seldom), min_size=1, max_size=3))
-    def settle(self, batch: list[tuple[int, bool, str, int, bool]]) -> None:
-        """Rows of (which, late, how, delay, ahead)."""
+    @rule(batch=st.lists(st.tuples(which, seldom, endings, minutes, seldom, st.booleans()), min_size=1, max_size=3))
+    def settle(self, batch: list[tuple[int, bool, str, int, bool, bool]]) -> None:
+        """Rows of (which, late, how, delay, ahead, after a step that failed)."""
         rows: dict[str, tuple[str, int, str, int, dict[str, Any]]] = {}
-        for which, late, how, delay, ahead in batch:
+        for which, late, how, delay, ahead, step_failed in batch:
+            if step_failed:
+                self.store(which, late, False, False, True)
             job, token = self.a_claim(which, late)
             there = self.model.jobs[job].checkpoints if job in self.model.jobs else {}
             failed = {**ERROR, "failed_seqs": [seq for seq, error in there.items() if error], "delay": 60 * delay}
@@ -293,9 +297,9 @@ class Verbs(RuleBasedStateMachine):
 
     # --------------------------------------------------------------------------------------------- housekeepers
 
-    @rule(passed=minutes, amount=st.integers(1, 4))
-    def promote(self, passed: int, amount: int) -> None:
-        self.a_job(0, "scheduled")
+    @rule(delays=st.lists(minutes, max_size=3), passed=minutes, amount=st.integers(1, 4))
+    def promote(self, delays: list[int], passed: int, amount: int) -> None:
+        self.insert([{**PLAIN, "delay": delay} for delay in delays])
         self.conn.execute(PASS_MINUTES, (passed,))
         self.model.now += passed
         moved, _ = self.run(protocol.promote(amount))
@@ -307,14 +311,18 @@ class Verbs(RuleBasedStateMachine):
             self.cancel([(which, state, False)])
         assert self.run(protocol.cancel_waiting()) == self.model.cancel_waiting()
 
-    @rule(which=which, late=seldom, beats=st.booleans())
-    def lease(self, which: int, late: bool, beats: bool) -> None:
-        """A housekeeper looks at a worker's beat, the worker beats (or does not), and the housekeeper takes the lease."""
+    @rule(which=which, late=seldom, beats=st.booleans(), claims=st.booleans())
+    def lease(self, which: int, late: bool, beats: bool, claims: bool) -> None:
+        """A housekeeper looks at a worker's beat, the worker beats (or does not), and the housekeeper takes the lease. Then the
+        worker claims: does it notice?"""
         worker = self.a_worker(which, late)
         seen = self.model.workers[worker].beat if worker in self.model.workers else 0
         if beats:
             assert set(self.run(protocol.heartbeat(self.workers))) == self.model.heartbeat(self.workers)
         assert self.run(protocol.fence_worker(worker, seen, "silent")) == self.model.fence_worker(worker, seen, "silent")
+        if claims:
+            self.a_job(0, "ready")
+            self.take(worker, 1)
 
     @rule(which=which, late=seldom, fenced=often, begun=st.integers(0, 2), tells=st.booleans(), blamed=often)
     def reap(self, which: int, late: bool, fenced: bool, begun: int, tells: bool, blamed: bool) -> None:
