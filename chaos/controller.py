@@ -24,7 +24,7 @@ import psycopg
 
 from chaos.processes import Host, Program, send_signal, state
 from chaos.waiting import wait_for
-from pgqueue.database import connect
+from pgqueue.database import connect, is_lost
 from pgqueue.errors import DatabaseUnreachable
 from pgqueue.ids import start_ticks
 
@@ -137,10 +137,8 @@ class Controller:
 
     def sessions(self, kind: str) -> list[int]:
         """The server processes of all sessions of a kind (a key of SESSIONS)."""
-        rows = self.query(
-            f"SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND {SESSIONS[kind]} ORDER BY pid"
-        )
-        return [row[0] for row in rows]
+        of_this_kind = f"SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND {SESSIONS[kind]}"
+        return [row[0] for row in self.query(of_this_kind)]
 
     def workers(self) -> list[int]:
         """The processes of all workers that have a lease."""
@@ -185,10 +183,13 @@ class Controller:
     def query(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Ask, and ask again where the session was lost: only for what may be repeated."""
         while True:
+            conn = self.conn
             try:
-                return self.conn.execute(sql, parameters).fetchall()
-            except (psycopg.OperationalError, psycopg.InterfaceError):
-                self.conn.close()
+                return conn.execute(sql, parameters).fetchall()
+            except psycopg.Error as error:
+                if not is_lost(error):
+                    raise
+                conn.close()
 
     def note(self, event: str, **facts: Any) -> None:
         """Write to the log of events."""

@@ -8,8 +8,7 @@ A session is a generator: it yields statements (SQL, or a Call of the protocol),
         yield "COMMIT"
         return lost
 
-    with Interleaver(dsn) as interleaver:
-        interleaver.run({"settle": settling, "reap": reaping}, setup=hold_a_job, check=it_ended_once)
+    Interleaver(dsn).run({"settle": settling, "reap": reaping}, setup=hold_a_job, check=it_ended_once)
 
 For each order, ``setup(conn)`` makes a fresh state in one transaction and returns what the sessions are called with. Then the
 sessions take turns of one statement each, and ``check(conn, state, results)`` judges where that led. ``always(conn)``, if given,
@@ -121,18 +120,11 @@ def _all_orders(play: Callable[[Sequence[str]], Order]) -> Iterator[Order]:
         beginning = beginnings.pop()
         order = play(beginning)
         yield order
-        for turn in range(len(beginning), len(order.turns)):
-            others = (name for name in order.choices[turn] if name != order.turns[turn])
-            beginnings.extend([*order.turns[:turn], name] for name in others)
+        chosen = range(len(beginning), len(order.turns))
+        beginnings += ([*order.turns[:n], name] for n in chosen for name in order.choices[n] if name != order.turns[n])
 
 
-def _take_turns(
-    sessions: Sequence[_Session],
-    observer: Connection,
-    beginning: Sequence[str],
-    order: Order,
-    always: Look,
-) -> None:
+def _take_turns(sessions: Sequence[_Session], observer: Connection, beginning: Sequence[str], order: Order, always: Look) -> None:
     """Until every session has ended. The first turns are given; then the first that can go on does."""
     while free := {session.name: session for session in sessions if session.can_go_on}:
         turn = len(order.turns)
@@ -213,7 +205,7 @@ class _Session:
             return
         done, self.answer = self.answer, None
         error = done.exception()
-        story.append(f"{self.name}: {self.under_way} -> {error or done.result()!r}".splitlines()[0])
+        story.append(f"{self.name}: {self.under_way} -> {type(error).__name__ if error else repr(done.result())}")
         self.under_way = ""
         if error is None:
             self._resume(lambda: self._program.send(done.result()))

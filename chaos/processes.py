@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -90,6 +91,7 @@ class Program:
             for pid in pids:
                 send_signal(pid)
             self._process.poll()
+            time.sleep(0.01)
         self._process.wait()
 
 

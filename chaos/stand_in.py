@@ -14,9 +14,7 @@ from chaos.waiting import wait_for
 from pgqueue import App, protocol
 from pgqueue.database import connect, run
 from pgqueue.ids import Process, new_token
-from pgqueue.model import ClaimedJob, Settlement
-
-LANES = 20
+from pgqueue.model import LANES, ClaimedJob, Settlement
 
 
 class StandIn:
@@ -27,6 +25,7 @@ class StandIn:
         self._app = app
         self._id = str(uuid.uuid4())
         self._conn = connect(dsn, f"pgqueue:{self._id}:claims")
+        self._token = new_token()
         self._jobs: list[ClaimedJob] = []
         self._over = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
@@ -56,9 +55,8 @@ class StandIn:
                 run(self._conn, protocol.fence_worker(worker, None, "it stands still"))
         for worker, reason in run(self._conn, protocol.lapsed_workers()):
             wait_for(lambda worker=worker, reason=reason: self._reap(worker, reason), f"worker {worker} to be reaped")
-        queues = list(self._app.queues)
-        names = list(self._app.functions)
-        claim = protocol.claim(self._id, new_token(), queues, names, 1000, [0] * LANES * len(queues))
+        queues, names = list(self._app.queues), list(self._app.functions)
+        claim = protocol.claim(self._id, self._token, queues, names, 1000, [0] * LANES * len(queues))
         self._jobs = [job for job, _ in run(self._conn, claim)]
         return [job.id for job in self._jobs]
 
@@ -70,7 +68,7 @@ class StandIn:
 
     def robbed(self) -> list[str]:
         """What somebody has taken from it: the jobs that it claimed and holds no more."""
-        held = {job for job, token, _ in run(self._conn, protocol.held_claims([self._id])) if token == self._jobs[0].token}
+        held = {job for job, token, _ in run(self._conn, protocol.held_claims([self._id])) if token == self._token}
         return [job.id for job in self._jobs if job.id not in held]
 
     def give_back(self) -> None:

@@ -51,8 +51,8 @@ class Sweep:
                 ways.get(self._case.action, self._work_to_the_end)()
                 self._requeue_failed()
                 self._check()
-            except AssertionError as error:
-                raise AssertionError(f"{self._case}: {error}\n{self._chaos.story()}") from None
+            except Exception as error:  # whatever it was, it cannot be understood without the story
+                raise AssertionError(f"{self._case}: {error!r}\n{self._chaos.story()}") from error
 
     # ------------------------------------------------------------------------------------------ what happens
 

@@ -25,7 +25,6 @@ from pgqueue.errors import BY_SQLSTATE, Configuration, DatabaseUnreachable, NotC
 from pgqueue.protocol import Call
 
 T = TypeVar("T")
-C = TypeVar("C", bound="psycopg.Connection[Any] | psycopg.AsyncConnection[Any]")
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
@@ -69,14 +68,18 @@ def connect(dsn: str, name: str) -> psycopg.Connection[Any]:
     """A connection in autocommit mode with our network settings. DatabaseUnreachable where there is none to be had."""
     params = _parameters(dsn, name)
     with _unreachable(dsn):
-        return _ids_as_text(psycopg.Connection.connect(**params))
+        conn = psycopg.Connection.connect(**params)
+        _configure(conn)
+        return conn
 
 
 async def connect_async(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
     """The same for an event loop."""
     params = _parameters(dsn, name)
     with _unreachable(dsn):
-        return _ids_as_text(await psycopg.AsyncConnection.connect(**params))
+        conn = await psycopg.AsyncConnection.connect(**params)
+        await _configure_async(conn)
+        return conn
 
 
 def _parameters(dsn: str, name: str) -> dict[str, Any]:
@@ -97,10 +100,21 @@ def _unreachable(dsn: str) -> Iterator[None]:
         raise DatabaseUnreachable(f"cannot connect to {masked(dsn)}: {_harmless(error, dsn)}") from None
 
 
-def _ids_as_text(conn: C) -> C:
-    """Ids are texts with us: cheaper than objects, and what people read."""
+_LEVEL = (
+    "SELECT set_config('default_transaction_isolation', 'read committed', false)"
+    " WHERE current_setting('default_transaction_isolation') <> 'read committed'"
+)
+
+
+def _configure(conn: psycopg.Connection[Any]) -> None:
+    """Ids are texts with us: cheaper than objects, and what people read. Verbs run at their level, whatever the default is."""
     conn.adapters.register_loader("uuid", TextLoader)
-    return conn
+    conn.execute(_LEVEL)
+
+
+async def _configure_async(conn: psycopg.AsyncConnection[Any]) -> None:
+    conn.adapters.register_loader("uuid", TextLoader)
+    await conn.execute(_LEVEL)
 
 
 def _harmless(error: BaseException, dsn: str) -> str:
@@ -248,10 +262,6 @@ class Pool:
             pool.close()
 
 
-def _configure(conn: psycopg.Connection[Any]) -> None:
-    _ids_as_text(conn)
-
-
 class AsyncPool:
     """The same for event loops: each has its own connections, because a connection belongs to the loop that opened it."""
 
@@ -314,7 +324,3 @@ class AsyncPool:
         opening = self._pools.pop(asyncio.get_running_loop(), None)
         if opening is not None:
             await (await opening).close()
-
-
-async def _configure_async(conn: psycopg.AsyncConnection[Any]) -> None:
-    _ids_as_text(conn)

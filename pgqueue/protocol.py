@@ -135,14 +135,9 @@ def _quoted(text: str | None) -> str:
     return "NULL" if text is None else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def fence(job: str, token: int, seen: int, idle_seconds: float) -> Call[Any]:
+def fence(job: str, token: int, seen: int, idle_seconds: float = 0) -> Call[Any]:
     """The id of this transaction as text; None where the claim is lost."""
     return Call("SELECT pgqueue.fence(%s::uuid, %s::bigint, %s::integer, %s)::text", (job, token, seen, idle_seconds), _first)
-
-
-def fence_last(job: str, token: int) -> Call[Any]:
-    """The same for a job that is nothing but this transaction."""
-    return Call("SELECT pgqueue.fence_last(%s::uuid, %s::bigint)::text", (job, token), _first)
 
 
 def continues(job: str, seen: int) -> Call[bool]:

@@ -52,7 +52,7 @@ def run_before(hand: Hand, job: ClaimedJob, following: ClaimedJob | None) -> Set
     """Run a job, and promise that the other one is next."""
 
     def upcoming() -> Begin | None:
-        return following and beginning(hand.app.functions[following.name], following, 0, whole=True)
+        return following and beginning(hand.app.functions[following.name], following)
 
     return blocking(JobRun(hand.app, job, hand.ground, 1 << 20, upcoming).execute())
 

@@ -14,7 +14,7 @@ import pytest
 
 from pgqueue import JobFailed
 from pgqueue.database import run
-from tests.apps import aio, bank
+from tests.apps import aio, bank, loop_only
 from tests.support import Workers, kill, states, violations, wait_for, worker_pids
 
 APP = "tests.apps.aio:app"
@@ -29,6 +29,7 @@ def db(
     run(conn, aio.app.registration())
     yield conn
     aio.app.close()
+    loop_only.app.close()
 
 
 def lines(beginning: str) -> Callable[[], list[str]]:
@@ -100,7 +101,6 @@ def test_jobs_on_one_loop_do_not_share_their_context(db: Any, workers: Workers) 
     assert [job.result(timeout=1) for job in jobs] == [f"tenant of {job.id}" for job in jobs]
 
 
-@pytest.mark.xfail(strict=True, reason="a job begins in the context in which the one before it ended: see runners.py")
 def test_a_job_knows_nothing_of_the_context_of_the_one_before_it(db: Any, workers: Workers) -> None:
     jobs = aio.app.enqueue_many([f.call(f"{i}") for i in range(20) for f in (aio.remember, aio.def_remember)])
     workers.burst(APP, "-w", "1", "--concurrency", "2")
@@ -159,7 +159,6 @@ def test_a_poison_job_among_innocent_ones_fails_alone(db: Any, workers: Workers,
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="suspects begin alone, but only for 0.3 s: see inbox.ALONE_FOR")
 def test_long_jobs_are_not_blamed_for_a_slow_poison(db: Any, workers: Workers) -> None:
     innocents = [aio.pause.enqueue(5.0)]
     poison = aio.suicidal.enqueue(1.0)
@@ -207,6 +206,20 @@ def test_term_lets_running_jobs_end(db: Any, workers: Workers) -> None:
     assert {job.status() for job in waiting} == {"ready"}
     assert db.execute("SELECT count(*) FROM pgqueue.attempts").fetchone() == (0,)
     assert violations(db) == []
+
+
+def test_a_worker_with_async_jobs_only(db: Any, workers: Workers) -> None:
+    run(db, loop_only.app.registration())
+    jobs = loop_only.app.enqueue_many(loop_only.nap.map([0.01] * 20))
+    workers.burst("tests.apps.loop_only:app", "-w", "1")
+    assert [job.result(timeout=1) for job in jobs] == ["awake"] * 20
+    slow = loop_only.nap.enqueue(1.0)
+    count = len(lines("nap")())
+    work = workers.start("tests.apps.loop_only:app", "-w", "1")
+    wait_for(lambda: len(lines("nap")()) > count)
+    work.signal(signal.SIGTERM)
+    assert work.wait() == 0, work.log()
+    assert slow.result(timeout=1) == "awake"
 
 
 def test_the_deadline_gives_jobs_back_without_an_attempt(db: Any, workers: Workers) -> None:

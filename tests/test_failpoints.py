@@ -39,14 +39,6 @@ LAPSED = [
     for name in ("transaction.fenced", "transaction.committing", "step.after_effect", "settle.before", "heartbeat.before")
 ]
 
-#: Bugs that are known.
-KNOWN = {
-    Case.of(
-        name, "raise"
-    ): "an exception in the thread of the heartbeat leaves a housekeeper that does not beat, and idle workers"
-    for name in ("heartbeat.before", "heartbeat.acknowledged")
-}
-
 #: What the ordinary run does. ``make sweep`` does everything.
 SMOKE = {
     Case.of("claim.committed", "kill9"),
@@ -90,12 +82,7 @@ def runs(
 
 def each(cases: Sequence[Case]) -> pytest.MarkDecorator:
     """A test for each case, marked as what it is."""
-    parameters = []
-    for case in cases:
-        marks = [] if case in SMOKE else [pytest.mark.sweep]
-        if case in KNOWN:
-            marks.append(pytest.mark.xfail(strict=True, reason=KNOWN[case]))
-        parameters.append(pytest.param(case, id=str(case), marks=marks))
+    parameters = [pytest.param(case, id=str(case), marks=() if case in SMOKE else pytest.mark.sweep) for case in cases]
     return pytest.mark.parametrize("case", parameters)
 
 

@@ -83,7 +83,6 @@ def test_serializable_producers_beside_busy_workers(chaos: Controller, tmp_path:
     assert chaos.query("SELECT kind FROM pgqueue.attempts") == []
 
 
-@pytest.mark.xfail(strict=True, reason="connections keep the database's default, and the verbs refuse to run at that level")
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 def test_a_database_with_another_default(chaos: Controller, dsn: str, monkeypatch: pytest.MonkeyPatch, level: str) -> None:
     """What an application sets for its database or role is for its own transactions. Verbs bring their own level."""

@@ -166,8 +166,12 @@ class Verbs(RuleBasedStateMachine):
         return worker
 
     def a_claim(self, which: int, late: bool) -> Claim:
+        """``late``: preferably one whose job another holds by now."""
         if late and self.claims:
-            return self.claims[-1 - which % len(self.claims)]
+            running = self.within("running")
+            overtaken = [claim for claim in self.claims if claim[0] in running and not self.model.holds(*claim)]
+            some = overtaken or self.claims
+            return some[-1 - which % len(some)]
         job = self.model.jobs[self.a_job(which, "running")]
         assert job.token is not None
         return job.id, job.token
@@ -260,7 +264,7 @@ class Verbs(RuleBasedStateMachine):
         job, token = self.a_claim(which, late)
         seen = 0 if whole else self.seen(job, False)
         self.conn.execute("BEGIN")
-        xid = self.run(protocol.fence_last(job, token) if whole else protocol.fence(job, token, seen, 0))
+        xid = self.run(protocol.fence(job, token, seen))
         assert (xid is not None) == self.model.holds(job, token, seen)
         if xid is not None and whole:
             assert self.run(protocol.finish(job, token, "1", xid))
@@ -305,10 +309,13 @@ class Verbs(RuleBasedStateMachine):
         moved, _ = self.run(protocol.promote(amount))
         assert moved == self.model.promote(amount, self.left("scheduled"))
 
-    @rule(which=which, state=st.sampled_from(["scheduled", "waiting"]), asked=often)
-    def cancel_waiting(self, which: int, state: str, asked: bool) -> None:
+    @rule(which=which, state=st.sampled_from(["scheduled", "waiting"]), asked=often, claims=st.booleans())
+    def cancel_waiting(self, which: int, state: str, asked: bool, claims: bool) -> None:
+        """``claims``: a worker comes before the sweep."""
         if asked:
             self.cancel([(which, state, False)])
+        if claims:
+            self.take(self.a_worker(which, False), 3)
         assert self.run(protocol.cancel_waiting()) == self.model.cancel_waiting()
 
     @rule(which=which, late=seldom, beats=st.booleans(), claims=st.booleans())
@@ -419,10 +426,10 @@ FUNCTIONS = Path(pgqueue.__file__).parent / "sql" / "functions"
 
 #: What is wrong: the function, its right text, and the wrong one.
 MUTANTS = {
-    "claim asks no fence": ("claim", "w.id = claim.worker AND w.fenced_at IS NULL", "w.id = claim.worker"),
-    "settle without continuity": ("settle", "WHERE g.seen = 0 OR k.job_id IS NOT NULL", ""),
-    "crashes are never forgiven": ("reap", " AND a.checkpoints = n.checkpoints", ""),
+    "claim takes the youngest": ("claim", "ORDER BY r.pos LIMIT wanted FOR", "ORDER BY r.pos DESC LIMIT wanted FOR"),
     "promote takes the youngest": ("promote", "ORDER BY s.run_at LIMIT amount", "ORDER BY s.run_at DESC LIMIT amount"),
+    "reap blames one of many": ("reap", "count(*) = 1 INTO alone", "true INTO alone"),
+    "fence without continuity": ("fence", "AND NOT pgqueue.continues(job, seen)", "AND false"),
 }
 
 

@@ -385,7 +385,6 @@ def test_raw_commit_through_the_wire_is_noticed(app: App, dsn: str, conn: Any, c
         job.result(timeout=5)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the COMMIT also deletes the claim, and the job is nowhere")
 def test_raw_commit_in_a_job_of_its_own_is_noticed(app: App, dsn: str, conn: Any, calls: list[Any]) -> None:
     @app.transaction(name="digger", retry=Retry(1))
     def digger(tx: psycopg.Connection[Any]) -> None:

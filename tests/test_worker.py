@@ -120,7 +120,13 @@ def test_a_suspect_begins_alone(clock: list[float]) -> None:
     worker.claims.done(worker.half, first, None, 0.001)
     assert worker.take() is suspect
     assert worker.take() is None, "and for a moment nothing begins beside it"
-    clock[0] += 0.35
+    assert worker.inbox.room([False]) == 0
+    clock[0] += 0.45
+    assert worker.take() is None
+    worker.receive(job(4))
+    clock[0] += 1.6
+    worker.inbox.take_late()
+    worker.receive(job(3))
     after = worker.take()
     assert after is not None
     assert after.id == job(3).id

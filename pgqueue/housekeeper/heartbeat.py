@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,13 @@ class Heartbeat(threading.Thread):
         self._fenced = fenced
 
     def run(self) -> None:
+        try:
+            self._keep_beating()
+        except BaseException:  # a bug of ours: a housekeeper that does not beat loses all its workers, a new one does not
+            log.exception("internal error")
+            os._exit(70)
+
+    def _keep_beating(self) -> None:
         tries = 0
         while True:
             try:

@@ -6,7 +6,7 @@ user code      -- on this connection
 checkpoint
 COMMIT
 
-Where the job is nothing but this transaction, the fence deletes the claim at once, and the outcome stands for the checkpoint.
+Where the job is nothing but this transaction, its outcome stands for the checkpoint.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ async def transact(
     async with sessions.borrow() as session:
         view = None
         try:
-            view, xid = await session.begin(beginning(function, job, run.history.seen, whole))
+            view, xid = await session.begin(beginning(function, job, run.history.seen))
             if xid is None:
                 raise ClaimLost
             failpoint("transaction.fenced")
@@ -68,10 +68,9 @@ async def transact(
     return text, answer and not whole
 
 
-def beginning(function: Function[Any, Any], job: ClaimedJob, seen: int, whole: bool) -> Begin:
+def beginning(function: Function[Any, Any], job: ClaimedJob, seen: int = 0) -> Begin:
     """How this transaction begins."""
-    fence = protocol.fence_last(job.id, job.token) if whole else protocol.fence(job.id, job.token, seen, 0)
-    return Begin(function.definition.isolation, function.definition.idle_timeout, fence)
+    return Begin(function.definition.isolation, function.definition.idle_timeout, protocol.fence(job.id, job.token, seen))
 
 
 async def _leave(run: JobRun, session: Session, view: Any, error: BaseException) -> NoReturn:

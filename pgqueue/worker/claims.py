@@ -185,6 +185,8 @@ class Claims(threading.Thread):
             moments.append(retry_at)
         if self._idle and self._slot.order == Order.WORK:
             moments.append(poll_at)
+        if self._inbox.alone_until > time.monotonic():
+            moments.append(self._inbox.alone_until)
         if self._inbox.waiting:
             moments.append(time.monotonic() + HOSTAGE_AFTER / 2)
         return max(0.0, min(moments) - time.monotonic()) if moments else None

@@ -16,7 +16,9 @@ from pgqueue.slots import Slot
 from pgqueue.worker.pace import Pace
 
 HOSTAGE_AFTER = 0.5  # seconds that a job may wait here; the housekeeper takes it away after 0.75, whatever this process does
-ALONE_FOR = 0.3  # seconds for which a job whose last worker died begins alone, so that its neighbours are not blamed
+# A job whose last worker died begins alone, so that its neighbours are not blamed: it waits for them to end, and then nothing
+# begins beside it, for so many seconds.
+QUIET_WITHIN, ALONE_FOR = 0.3, 2.0
 
 
 class Half:
@@ -47,7 +49,7 @@ class Inbox:
         self._halves = halves  # by: is it the one for async def?
         self._is_async = is_async
         self._lock = threading.Lock()
-        self._alone_until = 0.0  # a suspect has begun
+        self.alone_until = 0.0  # a suspect has begun
         self._late: list[ClaimedJob] = []  # waited too long: to be given back
         self.running = 0  # in both halves
         self._promised = 0
@@ -67,7 +69,7 @@ class Inbox:
     def room(self, colours: Iterable[bool]) -> int:
         """How many jobs of these colours to claim: as many as fit into each half, because nobody knows what will come."""
         now = time.monotonic()
-        return min(self._halves[colour].room(now) for colour in colours)
+        return 0 if self.alone_until > now else min(self._halves[colour].room(now) for colour in colours)
 
     def take_late(self, everything: bool = False) -> list[ClaimedJob]:
         """What has waited too long, or all that waits: it is to be given back."""
@@ -92,7 +94,7 @@ class Inbox:
             while half.waiting and half.running < half.capacity:
                 job, arrived = half.waiting[0]
                 now = time.monotonic()
-                if self.running and (now < self._alone_until or (job.suspect and now - arrived < ALONE_FOR)):
+                if self.running and (now < self.alone_until or (job.suspect and now - arrived < QUIET_WITHIN)):
                     return None
                 half.waiting.popleft()
                 if self._begins(half, job, now):
@@ -102,7 +104,7 @@ class Inbox:
     def promise(self, half: Half, fits: Callable[[ClaimedJob], bool]) -> ClaimedJob | None:
         """The next job, for somebody who is about to be free, and then says ``take_promised``. It has not begun yet."""
         with self._lock:
-            if not half.waiting or half.waiting[0][0].suspect or self._alone_until or not fits(half.waiting[0][0]):
+            if not half.waiting or half.waiting[0][0].suspect or self.alone_until or not fits(half.waiting[0][0]):
                 return None
             self._promised += 1
             return half.waiting.popleft()[0]
@@ -121,7 +123,7 @@ class Inbox:
         self.running += 1
         half.running += 1
         half.moved = now
-        self._alone_until = now + ALONE_FOR if job.suspect else 0.0
+        self.alone_until = now + ALONE_FOR if job.suspect else 0.0
         return True
 
     def ended(self, half: Half, job: ClaimedJob, seconds: float) -> None:
@@ -133,4 +135,4 @@ class Inbox:
             half.running -= 1
             half.moved = time.monotonic()
             if not self.running:
-                self._alone_until = 0.0
+                self.alone_until = 0.0

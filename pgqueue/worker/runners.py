@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 from typing import Any, Protocol
 
@@ -79,7 +80,7 @@ class Threads:
             if job is None:
                 return None
             promised.append(job)
-            return beginning(self._app.functions[job.name], job, 0, whole=True)
+            return beginning(self._app.functions[job.name], job)
 
         while not self._stopped or promised:
             job = self._take_promised(promised.pop()) if promised else self._inbox.take(self.half)
@@ -87,7 +88,8 @@ class Threads:
                 self._wait()
                 continue
             began = time.perf_counter()
-            settlement = blocking(run_job(self._app, job, self._ground, self._max_bytes, upcoming))
+            run = run_job(self._app, job, self._ground, self._max_bytes, upcoming)
+            settlement = Context().run(blocking, run)  # what one job sets is not there for the next
             self._done(self.half, job, settlement, time.perf_counter() - began)
 
     def _is_one_transaction(self, job: ClaimedJob) -> bool:
@@ -159,7 +161,7 @@ class Loop:
     def _begin(self) -> None:
         """On the loop: begin what can begin."""
         while (job := self._inbox.take(self.half)) is not None:
-            task = self._loop.create_task(self._run(job))
+            task = self._loop.create_task(self._run(job), context=Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         if self.half.waiting and self.half.running < self.half.capacity:

@@ -16,7 +16,8 @@ BEGIN
     WITH picked AS MATERIALIZED (
         SELECT w.ctid AS tid FROM pgqueue.waiting w
           JOIN pgqueue.queue q ON q.name = w.queue AND NOT q.paused
-         WHERE w.kind = 'name' AND w.key = ANY (names) AND w.queue = ANY (queues)
+          LEFT JOIN pgqueue.cancel_request c ON c.job_id = w.job_id      -- those are for cancel_waiting()
+         WHERE w.kind = 'name' AND w.key = ANY (names) AND w.queue = ANY (queues) AND c.job_id IS NULL
          LIMIT amount FOR UPDATE OF w SKIP LOCKED
     ), gone AS (
         DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING w.*

@@ -1,5 +1,5 @@
--- End a job inside the transaction that fence_last() began; `xid` is what that returned. The job's writes and its outcome are
--- one commit. An outcome that exists already is a unique violation, and nothing commits.
+-- End a job inside the transaction of its only step: its writes and its outcome are one commit. The delete is a fence of
+-- its own; without the claim it is an error, and nothing commits. An outcome that exists already is a unique violation, and nothing commits.
 CREATE OR REPLACE FUNCTION pgqueue.finish(job uuid, token bigint, result text, xid xid8) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
@@ -10,6 +10,10 @@ BEGIN
             'Leave COMMIT and ROLLBACK to pgqueue; use savepoints (with tx.transaction()) inside a transaction.');
     END IF;
     PERFORM pgqueue.durable_commit();
+    DELETE FROM pgqueue.running r WHERE r.job_id = job AND r.claim = token;
+    IF NOT FOUND THEN
+        PERFORM pgqueue.refuse('PQ009', format('job %s is not held by this claim', job));
+    END IF;
     INSERT INTO pgqueue.outcome (job_id, status, result, claim, finished_at)
     VALUES (job, 'succeeded', finish.result, token, pgqueue.clock());
     DELETE FROM pgqueue.cancel_request c WHERE c.job_id = job;

@@ -28,12 +28,15 @@ BEGIN
         DELETE FROM pgqueue.checkpoint c WHERE c.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
     ), attempts AS (
         DELETE FROM pgqueue.attempt a WHERE a.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
-    ), requests AS (
-        DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
     ), jobs AS (
         DELETE FROM pgqueue.job j WHERE j.id = ANY ((SELECT i.list FROM ids i)::uuid[])
     )
     SELECT count(*) INTO pruned FROM gone;
+    -- Requests to cancel that no job is left of, also one that was made while its job was pruned: it must not meet a later job of
+    -- the same id.
+    DELETE FROM pgqueue.cancel_request c
+     WHERE c.job_id = ANY (ARRAY(SELECT r.job_id FROM pgqueue.cancel_request r LEFT JOIN pgqueue.job j ON j.id = r.job_id
+                                  WHERE j.id IS NULL LIMIT 1000));
     RETURN pruned;
 END
 $$;
