@@ -89,7 +89,7 @@ def test_a_database_with_another_default(chaos: Controller, dsn: str, monkeypatc
     conn = chaos.conn
     conn.execute(f"ALTER DATABASE {conn.info.dbname} SET default_transaction_isolation = '{level}'")  # type: ignore[call-overload]
     monkeypatch.setenv("BANK_FILE", os.devnull)
-    bank.enqueue(conn, 1, 1)
+    bank.enqueue(conn, 1, 1, 1)
     hand = Hand(bank.app, dsn)
     try:
         hand.drain()

@@ -31,7 +31,7 @@ def worked(server: Server, template: str, outside: Path) -> Iterator[Connection]
         patch.setenv("BANK_FILE", str(outside))
         bank.install(conn)
         claim_history.install(conn)
-        bank.enqueue(conn, 2, 2)
+        bank.enqueue(conn, 2, 1, 2)
         bank.order.using(conn).enqueue(1)
         hand = Hand(bank.app, dsn)
         hand.drain()
@@ -50,14 +50,14 @@ def done(worked: Connection, outside: Path) -> Iterator[Connection]:
 
 
 def test_they_are_silent_where_all_is_well(done: Connection, outside: Path) -> None:
-    assert done.execute("SELECT state, count(*) FROM pgqueue.jobs GROUP BY 1").fetchall() == [("succeeded", 9)]
+    assert done.execute("SELECT state, count(*) FROM pgqueue.jobs GROUP BY 1").fetchall() == [("succeeded", 10)]
     assert ledger.check(done) == []
     assert effects.check(done) == []
     assert plain_steps.check(done, outside, faults=0) == []
     assert conservation.check(done, Journal({1}, {1})) == []
     assert invariant.check(done) == []
     assert claim_history.check(done) == []
-    assert done.execute("SELECT count(*) FROM effect").fetchone() == (7,)
+    assert done.execute("SELECT count(*) FROM effect").fetchone() == (9,)
     assert done.execute("SELECT count(DISTINCT event) FROM claim_history").fetchone() == (4,)
 
 

@@ -16,13 +16,13 @@ from chaos.oracles import claim_history, conservation, effects, invariant, ledge
 __all__ = ["all_wrong", "claim_history", "conservation", "effects", "invariant", "ledger", "plain_steps"]
 
 
-def all_wrong(conn: psycopg.Connection[Any], directory: Path, faults: int, pauses: int = 0) -> list[str]:
-    """What any oracle says, when all jobs have ended. ``faults`` and ``pauses``: see plain_steps."""
+def all_wrong(conn: psycopg.Connection[Any], directory: Path, faults: int, pauses: int = 0, at_once: int = 1) -> list[str]:
+    """What any oracle says, when all jobs have ended. The numbers are those of plain_steps."""
     return [
         *invariant.check(conn),
         *ledger.check(conn),
         *effects.check(conn),
         *claim_history.check(conn),
-        *plain_steps.check(conn, directory / "outside.txt", faults, pauses),
+        *plain_steps.check(conn, directory / "outside.txt", faults, pauses, at_once),
         *conservation.check(conn, conservation.Journal.read(directory / "journal.txt")),
     ]

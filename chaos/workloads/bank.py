@@ -15,6 +15,7 @@ import psycopg
 from pgqueue import App, Queue, Retry, StepFailed, current
 from pgqueue.database import run
 from pgqueue.failpoints import failpoint
+from pgqueue.functions import Call
 
 ACCOUNTS, BALANCE = 20, 1000
 ENOUGH = 1000  # crashes: the suite kills on purpose, and no job is to be blamed
@@ -41,24 +42,27 @@ def write_outside(what: str) -> None:
         os.close(descriptor)
 
 
+MOVE = "UPDATE account SET balance = balance + %s, trail = trail || %s::text WHERE id = %s RETURNING cardinality(trail)"
+NOTE_MOVE = "INSERT INTO movement VALUES (%s, %s, %s, %s)"
+NOTE_EFFECT = "INSERT INTO effect VALUES (%s, %s, pg_current_xact_id())"
+
+
+def effect() -> tuple[str, int]:
+    """What every transaction of the bank notes: the oracle wants one effect for each checkpoint."""
+    job_id, _, seq = current().step_key.partition(":")
+    return job_id, int(seq)
+
+
 def move_money(tx: psycopg.Connection[Any], source: int, target: int, amount: int) -> int:
     """Both accounts, and the trail of each, which shows the order of movements."""
     write_outside("body")
+    key = current().step_key
     for account, change in ((source, -amount), (target, amount)):
-        place = tx.execute(
-            "UPDATE account SET balance = balance + %s, trail = trail || %s::text WHERE id = %s RETURNING cardinality(trail)",
-            (change, current().step_key, account),
-        ).fetchone()
-        tx.execute("INSERT INTO movement VALUES (%s, %s, %s, %s)", (account, *(place or ()), change, current().step_key))
+        place = tx.execute(MOVE, (change, key, account)).fetchone()
+        tx.execute(NOTE_MOVE, (account, *(place or ()), change, key))
         failpoint("bank.between_statements")
-    note_effect(tx)
+    tx.execute(NOTE_EFFECT, effect())
     return amount
-
-
-def note_effect(tx: psycopg.Connection[Any]) -> None:
-    """What every transaction of the bank does: the oracle wants one for each checkpoint."""
-    job_id, _, seq = current().step_key.partition(":")
-    tx.execute("INSERT INTO effect VALUES (%s, %s, pg_current_xact_id())", (job_id, int(seq)))
 
 
 @app.transaction(max_crashes=ENOUGH, retry=RETRY)
@@ -93,6 +97,34 @@ def transfer(source: int, target: int, amount: int, isolation: str = "read commi
     tell(source)
     MOVES[isolation](source, target, 1 - amount)
     return tell(target)
+
+
+@app.transaction(max_crashes=ENOUGH, retry=RETRY)
+async def move_async(tx: psycopg.AsyncConnection[Any], source: int, target: int, amount: int) -> int:
+    """The same on the event loop."""
+    write_outside("body")
+    key = current().step_key
+    for account, change in ((source, -amount), (target, amount)):
+        place = await (await tx.execute(MOVE, (change, key, account))).fetchone()
+        await tx.execute(NOTE_MOVE, (account, *(place or ()), change, key))
+        failpoint("bank.between_statements")
+    await tx.execute(NOTE_EFFECT, effect())
+    return amount
+
+
+@app.step(max_crashes=ENOUGH, retry=RETRY)
+async def tell_async(account: int) -> str:
+    write_outside("effect")
+    return f"told {account}"
+
+
+@app.workflow(queue="payments", max_crashes=ENOUGH)
+async def transfer_async(source: int, target: int, amount: int) -> str:
+    """Two transactions and two plain steps, on the event loop."""
+    await move_async(source, target, amount)
+    await tell_async(source)
+    await move_async(source, target, 1 - amount)
+    return await tell_async(target)
 
 
 @app.workflow(max_crashes=ENOUGH)
@@ -133,7 +165,7 @@ def insist() -> str:
 @app.transaction(max_crashes=ENOUGH)
 def order(tx: psycopg.Connection[Any], number: int) -> int:
     """What producers enqueue."""
-    note_effect(tx)
+    tx.execute(NOTE_EFFECT, effect())
     return number
 
 
@@ -143,8 +175,10 @@ def install(conn: psycopg.Connection[Any]) -> None:
     run(conn, app.registration())
 
 
-def enqueue(conn: psycopg.Connection[Any], transfers: int, grants: int) -> list[str]:
-    """The work of the sweep: transfers, grants, and a job of each other kind. The ids, without those of the grants' own jobs."""
-    calls = [transfer.call(i % 4 + 1, i % 4 + 2, 10 + i) for i in range(transfers)]
+def enqueue(conn: psycopg.Connection[Any], transfers: int, on_the_loop: int, grants: int) -> list[str]:
+    """The work of the sweep: transfers of both colours, grants, and a job of each other kind. The ids, without those of the
+    grants' own jobs."""
+    calls: list[Call[Any]] = [transfer.call(i % 4 + 1, i % 4 + 2, 10 + i) for i in range(transfers)]
+    calls += [transfer_async.call(i % 4 + 1, i % 4 + 2, 20 + i) for i in range(on_the_loop)]
     calls += [grant.call(i % 4 + 3, 7) for i in range(grants)]
     return [job.id for job in app.enqueue_many([*calls, tell.call(5), insist.call()], conn=conn)]

@@ -59,7 +59,7 @@ BEGIN
             INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, suspect)
             SELECT k.job_id, token, worker, k.queue, k.lane, k.pos, stamp, k.suspect FROM known k WHERE k.mine AND NOT k.cancelled
             ON CONFLICT (job_id) DO NOTHING
-            RETURNING job_id
+            RETURNING pos
         ), conflicts AS (
             SELECT nextval('pgqueue.conflict')
               FROM generate_series(1, (SELECT count(*) FROM known k WHERE k.mine AND NOT k.cancelled) - (SELECT count(*) FROM started))
@@ -67,7 +67,7 @@ BEGIN
         SELECT k.job_id, k.name, k.input, k.queue, k.lane, k.pos, k.policy, k.suspect
           FROM known k
          WHERE k.mine AND NOT k.cancelled                     -- and was inserted: a duplicate never goes to two workers
-           AND ((SELECT count(*) FROM conflicts) = 0 OR k.job_id = ANY (ARRAY(SELECT s.job_id FROM started s)));
+           AND ((SELECT count(*) FROM conflicts) = 0 OR k.pos = ANY (ARRAY(SELECT s.pos FROM started s)));
         GET DIAGNOSTICS served = ROW_COUNT;
         wanted := wanted - served;
     END LOOP;
