@@ -13,6 +13,8 @@ NEWEST := 18
 PG := $(NEWEST)
 # More arguments for pytest: make test T="-k cron -x"
 T :=
+# Tests at once. Most of the time they wait for processes. Each of them starts a PostgreSQL of its own.
+AT_ONCE := 2
 
 PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
@@ -29,7 +31,7 @@ demo: $(VENV)/.embedded ## see it work: kill -9 a worker in the middle, and ever
 	$(BIN)/pgqueue demo
 
 test: $(VENV)/.dev $(BINARIES) ## run the tests; PG=15, 16, 17 or 18 (the default); T="more arguments for pytest"
-	$(BIN)/python -m pytest $(T)
+	$(BIN)/python -m pytest -n $(AT_ONCE) --dist worksteal $(T)
 
 sweep: $(VENV)/.dev $(BINARIES) ## break pgqueue at every failpoint in every way, one by one (minutes)
 	$(BIN)/python -m pytest -m sweep $(T)
