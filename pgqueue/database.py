@@ -100,21 +100,15 @@ def _unreachable(dsn: str) -> Iterator[None]:
         raise DatabaseUnreachable(f"cannot connect to {masked(dsn)}: {_harmless(error, dsn)}") from None
 
 
-_LEVEL = (
-    "SELECT set_config('default_transaction_isolation', 'read committed', false)"
-    " WHERE current_setting('default_transaction_isolation') <> 'read committed'"
-)
-
-
 def _configure(conn: psycopg.Connection[Any]) -> None:
     """Ids are texts with us: cheaper than objects, and what people read. Verbs run at their level, whatever the default is."""
     conn.adapters.register_loader("uuid", TextLoader)
-    conn.execute(_LEVEL)
+    run(conn, protocol.read_committed())
 
 
 async def _configure_async(conn: psycopg.AsyncConnection[Any]) -> None:
     conn.adapters.register_loader("uuid", TextLoader)
-    await conn.execute(_LEVEL)
+    await run_async(conn, protocol.read_committed())
 
 
 def _harmless(error: BaseException, dsn: str) -> str:

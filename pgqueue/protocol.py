@@ -319,6 +319,16 @@ def worker_rows() -> Call[Rows]:
     return Call("SELECT id::text, host, pid, jobs, started_at, fenced_at FROM pgqueue.workers ORDER BY host, pid", (), _rows)
 
 
+def read_committed() -> Call[None]:
+    """Verbs run at this level, whatever the default of the database or the role is."""
+    return Call(
+        "SELECT set_config('default_transaction_isolation', 'read committed', false)"
+        " WHERE current_setting('default_transaction_isolation') <> 'read committed'",
+        (),
+        _nothing,
+    )
+
+
 def schema_version() -> Call[int]:
     """The number of the last table file that was applied."""
     return Call("SELECT coalesce(max(number), 0) FROM pgqueue.migration", (), _first)

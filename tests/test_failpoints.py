@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -62,21 +62,25 @@ SMOKE = {
 
 
 @pytest.fixture(scope="module")
-def runs(
+def run(
     request: pytest.FixtureRequest, server: Server, template: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[Case, Future[None]]]:
-    """All selected cases, several at once."""
-    cases = [item.callspec.params["case"] for item in request.session.items if "runs" in getattr(item, "fixturenames", ())]
+) -> Iterator[Callable[[Case], None]]:
+    """Runs a case; or waits for it, because all that were selected are run ahead of their tests, several at once. Not where xdist
+    does that: then nobody knows here which tests are for this process."""
     place = tmp_path_factory.mktemp("sweep")
 
-    def run(case: Case) -> None:
+    def play(case: Case) -> None:
         directory = place / str(case)
         directory.mkdir()
         with copy_of(server.dsn, template) as dsn:
             Sweep(case, dsn, directory).run()
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {case: pool.submit(run, case) for case in dict.fromkeys(cases)}
+        ahead: dict[Case, Future[None]] = {}
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            cases = [item.callspec.params["case"] for item in request.session.items if "run" in getattr(item, "fixturenames", ())]
+            ahead = {case: pool.submit(play, case) for case in dict.fromkeys(cases)}
+        yield lambda case: ahead[case].result() if case in ahead else play(case)
         pool.shutdown(cancel_futures=True)
 
 
@@ -87,25 +91,25 @@ def each(cases: Sequence[Case]) -> pytest.MarkDecorator:
 
 
 @each(SINGLE)
-def test_every_failpoint(runs: dict[Case, Future[None]], case: Case) -> None:
-    runs[case].result()
+def test_every_failpoint(run: Callable[[Case], None], case: Case) -> None:
+    run(case)
 
 
 @each(TWICE)
-def test_killed_again_while_recovering(runs: dict[Case, Future[None]], case: Case) -> None:
-    runs[case].result()
+def test_killed_again_while_recovering(run: Callable[[Case], None], case: Case) -> None:
+    run(case)
 
 
 @each(HUNG)
-def test_a_stopped_worker_is_overtaken(runs: dict[Case, Future[None]], case: Case) -> None:
+def test_a_stopped_worker_is_overtaken(run: Callable[[Case], None], case: Case) -> None:
     """One worker stands still. Somebody fences it, as a hang detector would, and its job goes on elsewhere."""
-    runs[case].result()
+    run(case)
 
 
 @each(LAPSED)
-def test_a_stopped_host_is_overtaken(runs: dict[Case, Future[None]], case: Case) -> None:
+def test_a_stopped_host_is_overtaken(run: Callable[[Case], None], case: Case) -> None:
     """A whole host stands still. Another takes its jobs when the lease is over, and finishes them. Then the first wakes up."""
-    runs[case].result()
+    run(case)
 
 
 def test_the_smoke_test_is_part_of_the_sweep() -> None:

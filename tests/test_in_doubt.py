@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,6 @@ import pytest
 
 from chaos.commits import HeldCommits, ghost_standby
 from chaos.controller import Controller
-from chaos.databases import copy_of
 from chaos.oracles import all_wrong, claim_history
 from chaos.waiting import wait_for
 from chaos.workloads import bank
@@ -184,44 +183,38 @@ SCENARIOS: dict[str, Callable[[Scenario], None]] = {
 }
 
 
-@pytest.fixture(scope="module", params=SCENARIOS)
-def played(
-    request: pytest.FixtureRequest, server: Server, template: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, Scenario]]:
-    if server.embedded is None and "unheard" in request.param:
-        pytest.skip("the server was given: its standbys are not for us to set")
-    directory = tmp_path_factory.mktemp("doubt")
-    environment = {"BANK_FILE": str(directory / "outside.txt")}
-    with copy_of(server.dsn, template) as dsn, Controller(dsn, directory, "chaos.workloads.bank:app", environment) as chaos:
-        scenario = Scenario(chaos, dsn, directory)
-        SCENARIOS[request.param](scenario)
-        yield request.param, scenario
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_commit_in_doubt(played: tuple[str, Scenario], kind: str) -> None:
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_commits_in_doubt(server: Server, dsn: str, tmp_path: Path, name: str) -> None:
     """Nobody concludes anything while the server is still inside COMMIT. Then: committed, and replayed; or not, and run again."""
-    name, doubt = played[0], played[1].doubts[kind]
-    abandoned = kind == "enqueue" and name == "killed, rolled back"  # its producer is dead, and never knew
-    assert doubt.rows == (0 if abandoned else 1)
-    if name.endswith("durable and unheard"):
-        assert doubt.committed
-    if name.endswith("rolled back"):
-        assert not doubt.committed
-    if kind in ("settle", "enqueue"):
-        # What was finished is not run again, unless its worker died before its result was safe: at least once.
-        assert doubt.runs == (kind == "settle") or name == "killed, rolled back"
-    else:
-        assert doubt.runs == (1 if doubt.committed else 2)
-    if name.startswith("lost"):
-        assert doubt.runs_in_doubt == (kind != "enqueue"), "its code ran again while its first commit was in doubt"
-        assert doubt.attempts == [], "a lost connection is nobody's failure"
-    else:
-        assert doubt.attempts in ([], ["crash"])
+    if server.embedded is None and "unheard" in name:
+        pytest.skip("the server was given: its standbys are not for us to set")
+    environment = {"BANK_FILE": str(tmp_path / "outside.txt")}
+    with Controller(dsn, tmp_path, "chaos.workloads.bank:app", environment) as chaos:
+        scenario = Scenario(chaos, dsn, tmp_path)
+        SCENARIOS[name](scenario)
+        wrong = [f"{kind}: {what}" for kind, doubt in scenario.doubts.items() for what in unexpected(name, kind, doubt)]
+        assert wrong + scenario.wrong == [], chaos.story()
+        if name == "lost, committed later":
+            assert any(doubt.committed for doubt in scenario.doubts.values()), "all were ended before they could commit"
 
 
-def test_all_fits(played: tuple[str, Scenario]) -> None:
-    name, scenario = played
-    assert scenario.wrong == [], scenario.chaos.story()
-    if name == "lost, committed later":
-        assert any(doubt.committed for doubt in scenario.doubts.values()), "all were ended before they could commit"
+def unexpected(scenario: str, kind: str, doubt: InDoubt) -> list[str]:
+    """What should not have become of this commit."""
+    killed = scenario.startswith("killed")
+    abandoned = kind == "enqueue" and scenario == "killed, rolled back"  # its producer is dead, and never knew
+    if kind == "enqueue":
+        runs = {0}
+    elif kind == "settle":  # not run again, unless its worker died before its result was safe
+        runs = {1, 2} if scenario == "killed, rolled back" else {1}
+    else:
+        runs = {1 if doubt.committed else 2}
+    expectations = {
+        f"{doubt.rows} rows are there": doubt.rows == (0 if abandoned else 1),
+        "it is not durable": doubt.committed or not scenario.endswith("durable and unheard"),
+        "it has committed": not doubt.committed or not scenario.endswith("rolled back"),
+        f"its code ran {doubt.runs} times, committed: {doubt.committed}": doubt.runs in runs,
+        f"its code had run {doubt.runs_in_doubt} times while it was in doubt": killed
+        or doubt.runs_in_doubt == (kind != "enqueue"),
+        f"attempts were counted: {doubt.attempts}": doubt.attempts == [] or (killed and doubt.attempts == ["crash"]),
+    }
+    return [what for what, as_expected in expectations.items() if not as_expected]

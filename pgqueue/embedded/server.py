@@ -67,6 +67,16 @@ SOCKET_PATH_BYTES = 100  # the kernel takes 107, macOS 103
 GOING_AWAY = ("pre-existing shared memory block", 'lock file "postmaster.pid" already exists')
 
 
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def _remove_tree(path: Path) -> None:
     while path.exists():
         try:
@@ -134,13 +144,15 @@ class Embedded:
         ``smart`` waits for the clients to leave, ``fast`` disconnects them, ``immediate`` is a crash: recovery follows.
         """
         with self._locked():
+            told = None
             if self._process is not None and self._process.poll() is None:
                 self._process.send_signal(SIGNALS[mode])
             elif (running := self._running()) is not None and self._listens():
+                told = running[0]
                 # As its own account: root must not believe a file of that account about whom to signal.
                 self._account.shell('kill -s "$1" "$2"', SIGNALS[mode].name.removeprefix("SIG"), str(running[0]))
             deadline = time.monotonic() + STOP_SECONDS
-            while not self._gone():
+            while not self._gone() or (told is not None and self._running() is not None and _alive(told)):
                 if time.monotonic() > deadline:
                     raise EmbeddedError(f"PostgreSQL still runs {STOP_SECONDS:.0f} s after {mode} stop: see {self._log}")
                 time.sleep(0.01)

@@ -8,6 +8,7 @@ AS $$
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     PERFORM pgqueue.durable_commit();
+    PERFORM FROM pgqueue.job j WHERE j.id = ANY (jobs) ORDER BY j.id FOR KEY SHARE;     -- prune waits, and then sees the requests
     INSERT INTO pgqueue.cancel_request (job_id, requested_at)
     SELECT j.id, pgqueue.clock() FROM pgqueue.job j LEFT JOIN pgqueue.outcome o ON o.job_id = j.id
      WHERE j.id = ANY (jobs) AND o.job_id IS NULL
