@@ -54,6 +54,11 @@ class Work:
         wait_for(lambda: not self.chaos.query(active), self.chaos.story)
         assert host.drain() == 0, self.chaos.story()
         assert wait_for(lambda: self._wrong(faults), what="a server that stays up") == [[]], self.chaos.story()
+        succeeded = self.chaos.query(
+            "SELECT count(*) FROM pgqueue.outcome WHERE status = 'succeeded' AND job_id = ANY (%s)", self._jobs
+        )
+        assert succeeded == [(len(self._jobs),)]
+        assert self.chaos.query("SELECT kind FROM pgqueue.attempts") == [("crash",)] * charged, self.chaos.story()
 
     def _wrong(self, faults: int) -> list[list[str]] | None:
         """What the oracles say. None: the server was about to end all sessions, and this one too."""
@@ -61,11 +66,6 @@ class Work:
             return [all_wrong(self.chaos.conn, self._directory, faults)]
         except psycopg.OperationalError:
             return None
-        succeeded = self.chaos.query(
-            "SELECT count(*) FROM pgqueue.outcome WHERE status = 'succeeded' AND job_id = ANY (%s)", self._jobs
-        )
-        assert succeeded == [(len(self._jobs),)]
-        assert self.chaos.query("SELECT kind FROM pgqueue.attempts") == [("crash",)] * charged, self.chaos.story()
 
 
 @pytest.fixture
