@@ -135,7 +135,7 @@ def _quoted(text: str | None) -> str:
     return "NULL" if text is None else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def fence(job: str, token: int, seen: int, idle_seconds: float = 0) -> Call[Any]:
+def fence(job: str, token: int, seen: int, idle_seconds: float) -> Call[Any]:
     """The id of this transaction as text; None where the claim is lost."""
     return Call("SELECT pgqueue.fence(%s::uuid, %s::bigint, %s::integer, %s)::text", (job, token, seen, idle_seconds), _first)
 

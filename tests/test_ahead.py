@@ -152,7 +152,7 @@ def test_the_next_one_cannot_begin(app: App, hand: Hand, conn: psycopg.Connectio
     first, second, _ = three(app, hand)
 
     def broken() -> Begin:
-        return Begin("read committed", 20.0, protocol.Call("SELECT 1/%s", (0,), lambda rows: rows))
+        return Begin("read committed", protocol.Call("SELECT 1/%s", (0,), lambda rows: rows))
 
     assert blocking(JobRun(app, first, hand.ground, 1 << 20, broken).execute()) is None
     assert (marks(conn), transactions(conn)) == ([0], ["idle"])

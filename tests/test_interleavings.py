@@ -224,7 +224,7 @@ def stepping(isolation: str = "READ COMMITTED", number: int = 0, seen: int = 0) 
 
     def program(scene: Scene) -> Program:
         job = scene.held[number]
-        fence = protocol.fence(job.id, job.token, seen)
+        fence = protocol.fence(job.id, job.token, seen, 0)
         return _inside(scene, job, isolation, fence, lambda xid: protocol.checkpoint(job.id, job.token, seen + 1, "s", "1", xid))
 
     return program
@@ -235,7 +235,7 @@ def finishing(isolation: str = "READ COMMITTED", number: int = 0) -> Sessions:
 
     def program(scene: Scene) -> Program:
         job = scene.held[number]
-        fence = protocol.fence(job.id, job.token, 0)
+        fence = protocol.fence(job.id, job.token, 0, 0)
         return _inside(scene, job, isolation, fence, lambda xid: protocol.finish(job.id, job.token, "1", xid))
 
     return program

@@ -264,7 +264,7 @@ class Verbs(RuleBasedStateMachine):
         job, token = self.a_claim(which, late)
         seen = 0 if whole else self.seen(job, False)
         self.conn.execute("BEGIN")
-        xid = self.run(protocol.fence(job, token, seen))
+        xid = self.run(protocol.fence(job, token, seen, 0))
         assert (xid is not None) == self.model.holds(job, token, seen)
         if xid is not None and whole:
             assert self.run(protocol.finish(job, token, "1", xid))

@@ -83,6 +83,14 @@ class Bench:
             process.terminate()
             process.wait(60)
 
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Nothing begins until the block ends: then all workers begin at once, as what they are compared with does."""
+        self._conn.execute("UPDATE pgqueue.queue SET paused = true")
+        yield
+        self._conn.execute("UPDATE pgqueue.queue SET paused = false")
+        self._conn.execute("SELECT pgqueue.wake_idle()")
+
     def wait_for_workers(self, count: int) -> None:
         """Until they have introduced themselves."""
         self.wait_until(lambda: self.one("SELECT count(*) FROM pgqueue.workers WHERE fenced_at IS NULL") >= count)

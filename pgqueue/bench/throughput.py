@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from multiprocessing.synchronize import Barrier
 from typing import Any
@@ -22,7 +22,8 @@ SLICES = 10
 
 
 def drain(bench: Bench, calls: Sequence[Call[Any]], workers: int) -> dict[str, Any]:
-    """Enqueue all, then run them with so many workers: from the first claim until the last result is durable.
+    """Enqueue all, then run them with so many workers: from the moment at which all of them may begin, until the last result is
+    durable.
 
     The counts hold everything that the workers did from their start to their end.
     """
@@ -33,8 +34,10 @@ def drain(bench: Bench, calls: Sequence[Call[Any]], workers: int) -> dict[str, A
     enqueued = time.perf_counter() - began
     bench.wait_until_alone()
     ended, before = bench.ended(), bench.counts()
-    with bench.workers(workers):
-        bench.wait_until(lambda: bool(bench.one(_BEGUN)))
+    with ExitStack() as stack:
+        with bench.held_back():
+            stack.enter_context(bench.workers(workers))
+            bench.wait_for_workers(workers)
         began = time.perf_counter()
         bench.wait_for_ended(total, ended)
         took = time.perf_counter() - began
@@ -46,9 +49,6 @@ def drain(bench: Bench, calls: Sequence[Call[Any]], workers: int) -> dict[str, A
         "jobs_per_s": round(total / took),
         **bench.counts().since(before).per_job(total),
     }
-
-
-_BEGUN = "SELECT EXISTS (SELECT FROM pgqueue.running) OR NOT EXISTS (SELECT FROM pgqueue.ready)"
 
 
 def bench_noop(bench: Bench, jobs: int, workers: int) -> dict[str, Any]:

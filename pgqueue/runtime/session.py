@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -64,14 +63,11 @@ class Begin(NamedTuple):
     """How a transactional step begins."""
 
     isolation: Isolation
-    idle_timeout: float
-    """Seconds. When the client is silent for longer, the server ends the transaction: a stopped worker holds no lock for ever."""
     fence: Call[Any]
 
     def calls(self) -> tuple[Call[Any], ...]:
         """Its statements."""
-        idle = f"SET LOCAL idle_in_transaction_session_timeout = {math.ceil(1000 * self.idle_timeout)}"
-        return _statement(f"BEGIN ISOLATION LEVEL {self.isolation}"), _statement(idle), self.fence
+        return _statement(f"BEGIN ISOLATION LEVEL {self.isolation}"), self.fence
 
 
 def _statement(sql: str) -> Call[None]:

@@ -70,7 +70,8 @@ async def transact(
 
 def beginning(function: Function[Any, Any], job: ClaimedJob, seen: int = 0) -> Begin:
     """How this transaction begins."""
-    return Begin(function.definition.isolation, function.definition.idle_timeout, protocol.fence(job.id, job.token, seen))
+    how = function.definition
+    return Begin(how.isolation, protocol.fence(job.id, job.token, seen, how.idle_timeout))
 
 
 async def _leave(run: JobRun, session: Session, view: Any, error: BaseException) -> NoReturn:

@@ -12,11 +12,13 @@ class Pace:
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
         self._typical = WORK  # until we know
+        self._seen = 0
         self._last = 1
 
     def ran(self, seconds: float) -> None:
-        """A job took so long. One that is really slow is believed at once."""
-        weight = 0.5 if seconds > max(self._typical, WORK) else 0.1
+        """A job took so long. One that is really slow is believed at once, and so are the first ones."""
+        self._seen += 1
+        weight = 0.5 if seconds > max(self._typical, WORK) else max(0.1, 1 / self._seen)
         self._typical += weight * (seconds - self._typical)
 
     def ahead(self) -> int:
