@@ -11,7 +11,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -126,12 +126,6 @@ def _harmless(error: BaseException, dsn: str) -> str:
 def run(conn: psycopg.Connection[Any], call: Call[T]) -> T:
     """Execute a call. Errors of psycopg come out as they are; wrap them with errors_translated() towards users."""
     return call.read(conn.execute(call.sql, call.params).fetchall())
-
-
-def send(conn: psycopg.Connection[Any], call: Call[T]) -> Callable[[], T]:
-    """Queue a call in the pipeline of a connection; the answer is read by calling what is returned, after a sync."""
-    cursor = conn.execute(call.sql, call.params)
-    return lambda: call.read(cursor.fetchall())
 
 
 @contextmanager

@@ -65,6 +65,10 @@ class Configuration(PgQueueError):
     """A module, an App or a setting cannot be used as given."""
 
 
+class TransactionTimeout(PgQueueError):
+    """The server ended a transaction that was silent for too long (``idle_timeout``), or took too long. A failed try, as any."""
+
+
 class ResultTimeout(PgQueueError, TimeoutError):
     """The job did not end within the time that ``result(timeout=...)`` allowed. It goes on."""
 

@@ -37,9 +37,9 @@ class ClaimedJob:
     """A job that this worker holds. ``(id, token)`` is the fence of everything it writes."""
 
     id: str
-    token: int
+    token: int = field(repr=False)
     name: str
-    input: str
+    input: str = field(repr=False)  # error reporters show what they meet
     queue: str
     lane: int
     policy: dict[str, Any] | None
@@ -60,9 +60,9 @@ class Settlement:
 
     job: ClaimedJob
     how: How
-    result: str | None = None
+    result: str | None = field(default=None, repr=False)
     seen: int = 0
-    detail: str | None = None
+    detail: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

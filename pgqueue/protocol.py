@@ -100,7 +100,15 @@ def claim(
 
     return Call(
         "SELECT * FROM pgqueue.claim(%s::uuid, %s::bigint, %s::text[], %s::text[], %s::integer, %s::bigint[], %s)",
-        (worker, token, queues, names, amount, hints, backwards),
+        (
+            worker,
+            token,
+            _array(_quoted(queue) for queue in queues),
+            _array(_quoted(name) for name in names),
+            amount,
+            _array(map(str, hints)),
+            backwards,
+        ),
         read,
     )
 
@@ -219,6 +227,16 @@ def reap(worker: str, started: Sequence[str], kind: str, reason: str | None) -> 
 def lapsed_workers() -> Call[Rows]:
     """Rows of (worker, reason)."""
     return Call("SELECT worker::text, reason FROM pgqueue.lapsed_workers()", (), _rows)
+
+
+def is_writable() -> Call[bool]:
+    """Does the server accept writes?"""
+    return Call("SELECT pgqueue.is_writable()", (), _first)
+
+
+def end_stalled(worker: str) -> Call[bool]:
+    """Was the worker's claiming session in the middle of a message, and told to end?"""
+    return Call("SELECT pgqueue.end_stalled(%s::uuid)", (worker,), _first)
 
 
 def held_claims(workers: Sequence[str]) -> Call[Rows]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from pgqueue.errors import Cancel
+from pgqueue.errors import Cancel, TransactionMisused
 
 Duration = timedelta | float | str
 """A length of time: a timedelta, a number of seconds, or a text such as ``"90s"``, ``"10m"``, ``"1h30m"``, ``"7d"``."""
@@ -79,7 +79,9 @@ class Retry:
 
     def again(self, failed: int, error: BaseException) -> bool:
         """Is another try due after ``failed`` failed ones, the last with this error?"""
-        if isinstance(error, (Cancel, *self.never)) or (self.only and not isinstance(error, tuple(self.only))):
+        if isinstance(error, (Cancel, TransactionMisused, *self.never)) or (
+            self.only and not isinstance(error, tuple(self.only))
+        ):
             return False
         return failed < self.attempts
 

@@ -48,6 +48,7 @@ class Order(IntEnum):
 # Field numbers within a slot, with who writes them.
 _ID_HIGH, _ID_LOW, _PID, _ORDER = 0, 1, 2, 3  # supervisor
 _PHASE, _TICK, _INFLIGHT, _LAST, _DONE, _REGISTERED = 4, 5, 6, 7, 8, 9  # worker
+_REVOKED = 10  # housekeeper
 
 
 class Slot:
@@ -119,6 +120,17 @@ class Slot:
     def announce(self, token: int) -> None:
         """Before a claim is sent: whatever carries this token is not lost, only on its way."""
         self._cells[_INFLIGHT] = token
+
+    def revoke(self, token: int) -> bool:
+        """The housekeeper takes back what a claim brought, because the worker does not get to read the answer. False: it did.
+
+        Mark first, then look; the worker looks for the mark after it has said that nothing is on its way any more."""
+        self._cells[_REVOKED] = token
+        return bool(self._cells[_INFLIGHT] == token)
+
+    def is_revoked(self, token: int) -> bool:
+        """Must what this claim brought not begin?"""
+        return token != 0 and bool(self._cells[_REVOKED] == token)
 
     def hold(self, place: int, digest: int) -> None:
         """A claimed job arrived, and waits."""

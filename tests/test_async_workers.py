@@ -178,6 +178,14 @@ def test_a_task_that_exits_ends_its_worker_and_is_charged(db: Any, workers: Work
     assert other.result(timeout=1) == "told 1"
 
 
+def test_whoever_still_uses_the_connection_of_a_step_does_not_break_the_worker(db: Any, workers: Workers) -> None:
+    """libpq has no defence against a connection that is closed while somebody is inside."""
+    jobs = aio.app.enqueue_many([*aio.hammers.map([True, False] * 20), *[aio.thread_hammers.call()] * 20])
+    work = workers.start(APP, "-w", "1", "--concurrency", "4")
+    wait_for(lambda: set(states(db)) <= {"succeeded", "failed"}, 100, f"the end\n{work.log()}")
+    assert {a.kind for job in jobs for a in job.attempts()} <= {"error"}, work.log()
+
+
 @pytest.mark.parametrize("how", ["return", "raise", "sleep", "spin"])
 def test_the_child_of_a_fork_is_no_second_worker(db: Any, workers: Workers, how: str) -> None:
     """It has a copy of the event loop, with all the jobs in it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -413,7 +414,7 @@ def test_a_thread_in_the_middle_of_a_statement_when_the_step_returns(app: App, d
     wait_for(lambda: hand.settle(settlement) == {})
     hand.close()
     threads[0].join()
-    with pytest.raises(JobFailed, match="returned in the middle of"):
+    with pytest.raises(JobFailed, match="returned while a thread"):
         job.result(timeout=5)
     assert fine.status() == "succeeded"
     assert marks(conn) == ["after"]
@@ -444,3 +445,122 @@ def test_a_child_of_a_fork_cannot_use_the_connection(app: App, dsn: str, conn: A
     assert [job.result(timeout=5) for job in jobs] == [7, 0, 0]
     assert marks(conn) == hows
     assert violations(conn) == []
+
+
+def test_cursors_that_would_not_look_are_refused(app: App, dsn: str, conn: Any) -> None:
+    """psycopg has more kinds of cursors than ours, and methods of its classes can be called around ours."""
+    ways = ["factory", "client", "raw", "plain", "method"]
+
+    @app.transaction(name="around", retry=Retry(3, backoff=0))
+    def around(tx: psycopg.Connection[Any], way: str) -> None:
+        mark(tx, way)
+        kinds: Any = psycopg.AsyncConnection, psycopg.AsyncCursor, psycopg.AsyncClientCursor, psycopg.AsyncRawCursor
+        if isinstance(tx, psycopg.Connection):
+            kinds = psycopg.Connection, psycopg.Cursor, psycopg.ClientCursor, psycopg.RawCursor
+        connection, plain, client, raw = kinds
+        if way == "method":
+            connection.commit(tx)
+        elif way == "factory":
+            tx.cursor_factory = client
+            tx.execute("SELECT 1; COMMIT")
+        else:
+            {"client": client, "raw": raw, "plain": plain}[way](tx).execute("COMMIT")
+
+    jobs = app.enqueue_many(around.map(ways))
+    drain(app, dsn)
+    for job in jobs:
+        with pytest.raises(JobFailed) as failed:
+            job.result(timeout=5)
+        assert failed.value.type == "TransactionMisused"
+    assert marks(conn) == []
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["a job", "a step"])
+def test_a_commit_beneath_psycopg_is_noticed_also_where_the_code_raises_and_nothing_is_tried_again(
+    app: App, dsn: str, conn: Any, whole: bool
+) -> None:
+    @app.transaction(name="beneath", retry=Retry(3, backoff=0))
+    def beneath(tx: psycopg.Connection[Any], raises: bool) -> None:
+        mark(tx, f"beneath {raises}")
+        tx.pgconn.exec_(b"COMMIT")
+        if raises:
+            raise ValueError("something else")
+
+    @app.workflow(name="calls")
+    def calls(raises: bool) -> None:
+        beneath(raises)
+
+    jobs = app.enqueue_many((beneath if whole else calls).map([True, False]))
+    drain(app, dsn)
+    for job in jobs:
+        with pytest.raises(JobFailed, match="has ended the transaction"):
+            job.result(timeout=5)
+    assert marks(conn) == ["beneath True", "beneath False"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "type"),
+    [
+        ("idle", "TransactionTimeout"),
+        ("SET TRANSACTION READ ONLY", "ReadOnlySqlTransaction"),
+        ("SET LOCAL transaction_timeout = '100ms'", "TransactionTimeout"),
+    ],
+    ids=["silent for too long", "made read only", "too long"],
+)
+def test_what_a_step_does_to_its_own_transaction_is_its_failure(
+    app: App, dsn: str, conn: psycopg.Connection[Any], statement: str, type: str
+) -> None:
+    """And no reason to run it again for ever, as a server in trouble is."""
+    if "transaction_timeout" in statement and conn.info.server_version < 170000:
+        pytest.skip("transaction_timeout is a setting of PostgreSQL 17")
+
+    @app.transaction(name="own", retry=Retry(2, backoff=0), idle_timeout="200ms")
+    def own(tx: psycopg.Connection[Any]) -> None:
+        mark(tx, "own")
+        if statement == "idle":
+            time.sleep(1)
+        else:
+            tx.execute(statement)
+        tx.execute("SELECT pg_sleep(0.5)")
+        mark(tx, "own")
+
+    job = own.enqueue()
+    drain(app, dsn)
+    with pytest.raises(JobFailed) as failed:
+        job.result(timeout=5)
+    assert failed.value.type == type
+    assert [a.kind for a in job.attempts()] == ["error", "error"]
+    assert marks(conn) == []
+
+
+def test_a_step_that_loses_its_session_every_time_can_be_cancelled_and_is_in_nobodys_way(app: App, dsn: str, conn: Any) -> None:
+    runs: list[int] = []
+
+    @app.transaction(name="lost", retry=Retry(1))
+    def lost(tx: psycopg.Connection[Any]) -> None:
+        runs.append(1)
+        tx.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    job = lost.enqueue()
+    hand = Hand(app, dsn)
+    settlement = hand.run(hand.claim()[0])
+    assert settlement is not None
+    assert settlement.how == "retry"
+    assert len(runs) == 5
+    assert job.cancel()
+    assert hand.settle(settlement) == {}
+    assert job.status() == "cancelled"
+    assert job.attempts() == []
+    hand.close()
+
+
+def test_temporary_tables_and_locks_do_not_outlive_their_step(app: App, dsn: str, conn: Any) -> None:
+    @app.transaction(name="temporary", retry=Retry(1))
+    def temporary(tx: psycopg.Connection[Any]) -> None:
+        tx.execute("CREATE TEMP TABLE report (x int)")
+        tx.execute("SELECT pg_advisory_lock(4711)")
+
+    jobs = app.enqueue_many([temporary.call()] * 2)
+    drain(app, dsn)
+    assert [job.status() for job in jobs] == ["succeeded"] * 2
+    assert conn.execute("SELECT pg_try_advisory_lock(4711)").fetchone() == (True,)

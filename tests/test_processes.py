@@ -15,8 +15,9 @@ import pytest
 from pgqueue import JobFailed, protocol
 from pgqueue.database import run
 from pgqueue.housekeeper import recovery
-from pgqueue.ids import new_token
+from pgqueue.ids import digest, new_token
 from pgqueue.model import Settlement
+from pgqueue.slots import Slots
 from tests.apps import bank
 from tests.support import Hand, Work, Workers, kill, states, stopped, violations, wait_for, worker_pids
 
@@ -419,3 +420,55 @@ def test_released_jobs_wake_an_idle_worker(bank_db: psycopg.Connection[Any], dsn
     assert hand.settle(Settlement(job, "release")) == {}
     assert len(list(bank_db.notifies(timeout=60, stop_after=1))) == 1
     hand.close()
+
+
+def test_a_claim_that_its_worker_does_not_come_to_read_is_taken_back(bank_db: psycopg.Connection[Any], dsn: str) -> None:
+    """It is answered, and a job that lets no other thread run keeps the worker from the answer. Later the worker does read it."""
+    hand, slot = Hand(bank.app, dsn), Slots(1)[0]
+    slot.assign(hand.id)
+    job = bank.noop.enqueue()
+    (claimed,) = hand.claim()
+    slot.announce(claimed.token)
+    recovery.revoke(bank_db, slot, claimed.token)
+    assert job.status() == "ready"
+    assert slot.is_revoked(claimed.token)  # what the worker sees when it comes: none of them may begin
+    (again,) = hand.claim()
+    slot.announce(0)
+    recovery.revoke(bank_db, slot, again.token)  # it has just read this one
+    assert job.status() == "running"
+    hand.close()
+
+
+def test_a_worker_that_stopped_in_the_middle_of_a_message_loses_that_session(bank_db: psycopg.Connection[Any], dsn: str) -> None:
+    """Its results are in memory, and its own open transaction holds their claims: the housekeeper settles nevertheless."""
+    hand, slot = Hand(bank.app, dsn), Slots(1)[0]
+    slot.assign(hand.id)
+    job = bank.noop.enqueue()
+    (claimed,) = hand.claim()
+    slot.hold(0, digest(claimed.id, claimed.token))
+    slot.begin(0)
+    slot.keep(0, b"null", 0)
+    slot.end(0)
+    assert run(bank_db, protocol.end_stalled(hand.id)) is False  # it is idle: left alone
+    settle = protocol.settle([Settlement(claimed, "succeeded", "null")])
+    hand.conn.pgconn.enter_pipeline_mode()
+    hand.conn.pgconn.send_query_params(
+        settle.sql.replace("%s", "${}").format(*range(1, 7)).encode(),
+        [None if value is None else str(value).encode() for value in settle.params],
+    )
+    hand.conn.pgconn.send_flush_request()
+    wait_for(lambda: hand.conn.pgconn.flush() == 0)
+    wait_for(lambda: locked(bank_db, claimed.id))
+
+    def settled() -> bool:
+        recovery.settle_kept(bank_db, hand.id, slot.kept())
+        return job.status() == "succeeded"
+
+    wait_for(settled)
+    hand.conn.close()
+    hand.conn = psycopg.connect(dsn)
+    hand.close()
+
+
+def locked(conn: psycopg.Connection[Any], job: str) -> bool:
+    return not conn.execute("SELECT FROM pgqueue.running WHERE job_id = %s FOR UPDATE SKIP LOCKED", (job,)).fetchall()

@@ -42,7 +42,7 @@ class Worker:
         self.claims = Claims("", "w", queues, [], self.slot, self.inbox, (read, write))
 
     def receive(self, *jobs: ClaimedJob) -> None:
-        self.claims._receive(jobs)
+        self.claims._receive(jobs, 0)
 
     def take(self) -> ClaimedJob | None:
         return self.inbox.take(self.half)

@@ -54,6 +54,7 @@ class Housekeeper:
         self._deaths: dict[str, tuple[list[int], str | None]] = {}  # told by the supervisor, still to be dealt with
         self._due: dict[Callable[[psycopg.Connection[Any]], float], float] = {}  # duty -> when
         self._listening = False
+        self._answered: dict[int, float] = {}  # tokens of claims on their way, and when we first saw them
         self._unsettled: dict[str, set[int]] = {}  # results that workers had not settled when we last looked
 
     def run(self) -> int:
@@ -191,9 +192,16 @@ class Housekeeper:
         """Where a job keeps its whole interpreter, its worker can neither give back what waits nor settle what is done."""
         if any(slot.waiting(recovery.HOSTAGE_AFTER) for slot in self._slots.used()):
             recovery.free_hostages(conn, self._slots.used())
+        answered, self._answered = self._answered, {}
+        for slot in self._slots.used():
+            if slot.inflight:
+                first_seen = answered.get(slot.inflight, time.monotonic())
+                self._answered[slot.inflight] = first_seen
+                if time.monotonic() - first_seen > recovery.HOSTAGE_AFTER:
+                    recovery.revoke(conn, slot, slot.inflight)
         seen, self._unsettled = self._unsettled, {}
         for slot in self._slots.used():
-            kept = slot.kept() if slot.phase == Phase.BUSY else {}
+            kept = slot.kept()
             if slot.worker and kept:
                 self._unsettled[slot.worker] = set(kept)
                 if stuck := {key: kept[key] for key in kept.keys() & seen.get(slot.worker, set())}:

@@ -31,8 +31,8 @@ def settle_kept(conn: psycopg.Connection[Any], worker: str, kept: Mapping[int, t
         for key, (result, seen) in kept.items()
         if key in held
     ]
-    if finished:
-        run(conn, protocol.settle(finished))
+    if finished and "busy" in run(conn, protocol.settle(finished)).values():
+        run(conn, protocol.end_stalled(worker))  # it holds them itself, in a message that it does not get to finish
 
 
 def bury(conn: psycopg.Connection[Any], worker: str, slot: Slot | None, started: Sequence[int], reason: str | None) -> None:
@@ -111,6 +111,17 @@ def free_hostages(conn: psycopg.Connection[Any], slots: Sequence[Slot]) -> None:
         if hostages:
             log.warning("worker %s: %d jobs behind one that blocks it: given back", worker, len(hostages))
             run(conn, protocol.settle([Settlement(job, "release") for job in hostages]))
+
+
+def revoke(conn: psycopg.Connection[Any], slot: Slot, token: int) -> None:
+    """Give back what a claim has brought, because the worker does not get to read the answer."""
+    if slot.worker is None:
+        return
+    claims = run(conn, protocol.held_claims([slot.worker]))
+    jobs = [ClaimedJob(job, token, "", "", "", 0, None) for job, claim, _ in claims if claim == token]
+    if jobs and slot.revoke(token):
+        log.warning("worker %s: %d jobs behind one that blocks it: given back", slot.worker, len(jobs))
+        run(conn, protocol.settle([Settlement(job, "release") for job in jobs]))
 
 
 def wait_for_exit(pids: Sequence[int], seconds: float) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from types import GeneratorType
 from typing import Any, NoReturn, TypeVar
 
 import psycopg
+from psycopg._cursor_base import BaseCursor
 from psycopg.rows import tuple_row
 
 from pgqueue.errors import TransactionMisused
@@ -21,6 +23,7 @@ C = TypeVar("C", bound="psycopg.Connection[Any] | psycopg.AsyncConnection[Any]")
 
 _GAP = re.compile(rb"(?:[\s;]|--[^\r\n]*)*")
 _WORD = re.compile(rb"[a-z_\x80-\xff][a-z0-9_$\x80-\xff]*", re.IGNORECASE)
+_LASTING = re.compile(rb"\btemp(?:orary)?\s+(?:table|view|sequence)\b|\bpg_(?:try_)?advisory_lock(?:_shared)?\b", re.IGNORECASE)
 _ORDINARY = re.compile(rb"\s*(?:select|insert|update|delete|with|copy)\b", re.IGNORECASE)
 _COMMENT = re.compile(rb"/\*|\*/")
 
@@ -34,6 +37,8 @@ def _refuse(what: str) -> NoReturn:
 
 def _guard(view: Any, statement: bytes) -> None:
     """Refuse what begins or ends a transaction. ROLLBACK TO a savepoint is fine."""
+    if _LASTING.search(statement):
+        view.pgqueue_changed = True
     if _ORDINARY.match(statement):
         return
     words = _words(statement)
@@ -100,6 +105,10 @@ class AsyncStepCursor(_GuardedCursor, psycopg.AsyncCursor[Any]):
     """A cursor of an ``async def`` step."""
 
 
+_HARMLESS = (_GuardedCursor, psycopg.ServerCursor, psycopg.AsyncServerCursor)  # what these send begins with DECLARE
+_ENDINGS = ("_commit_gen", "_rollback_gen", "_tpc_begin_gen", "_tpc_finish_gen")  # of psycopg's connections
+
+
 class _View:
     """What both colours have in common. A view shares the worker's connection, its lock and its prepared statements."""
 
@@ -114,7 +123,16 @@ class _View:
             self.pgqueue_deallocated = True
         return super()._deallocate(name)  # type: ignore[misc]
 
-    def _check_open(self) -> None:
+    def _check(self, gen: Any) -> None:
+        """May this piece of psycopg's work be done on this connection now?"""
+        worker = gen.gi_frame.f_locals.get("self") if isinstance(gen, GeneratorType) and gen.gi_frame is not None else None
+        if isinstance(worker, BaseCursor) and not isinstance(worker, _HARMLESS):
+            raise TransactionMisused(
+                f"a {type(worker).__name__} is not for the connection of a step, because it could end the transaction: "
+                "use tx.execute() and the cursors of tx.cursor()"
+            )
+        if getattr(gen, "__name__", "") in _ENDINGS:
+            _refuse(gen.__name__.strip("_").removesuffix("_gen"))
         if self.pgqueue_over:
             raise TransactionMisused(
                 "this connection belonged to a step that has ended: a thread or a task that outlives the step cannot use it"
@@ -127,7 +145,7 @@ class StepConnection(_View, psycopg.Connection[Any]):
     """The connection of one transactional step."""
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
-        self._check_open()
+        self._check(gen)
         return super().wait(gen, *args, **kwargs)
 
     def commit(self) -> NoReturn:
@@ -153,7 +171,7 @@ class AsyncStepConnection(_View, psycopg.AsyncConnection[Any]):
     """The connection of one ``async def`` transactional step."""
 
     async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
-        self._check_open()
+        self._check(gen)
         return await super().wait(gen, *args, **kwargs)
 
     async def commit(self) -> NoReturn:

@@ -52,6 +52,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+MOST_RESTARTS = 4
+"""In a row; then the job is given back for a second."""
+
+
 class Unwind(BaseException):
     """Leaves the user's code because the run is over for now, with what becomes of the job."""
 
@@ -133,6 +137,11 @@ class JobRun:
                 if await self.ground.sessions.resolve(self.job_id, self.job.token, lost.session) != "held":
                     return None
                 tries += 1
+                log.warning(
+                    "job %s (%s): the connection was lost, and the job begins again: %s", self.job_id, self.name, lost.__cause__
+                )
+                if tries > MOST_RESTARTS:  # others may run meanwhile, and somebody may want to cancel it; this counts as nothing
+                    return run._settlement("retry", {"delay": 1.0})
                 await self.ground.sessions.pause(backoff(tries))
             finally:
                 run._ending = OutsideJob(f"job {self.job_id} has ended, or begun again: a thread or a task has outlived its run")
@@ -193,7 +202,8 @@ class JobRun:
             failed = await self.ground.sessions.run(protocol.attempts(self.job_id, None)) + 1
             if policy.again(failed, error):
                 return self._settlement("retry", {**detail, "delay": policy.wait(failed)})
-        log.warning("job %s (%s) failed: %s", self.job_id, self.name, type(error).__qualname__)  # the message may hold payload
+        kind = type(error).__qualname__  # the message may hold payload
+        log.warning('job %s (%s) failed: %s (see "pgqueue show %s")', self.job_id, self.name, kind, self.job_id)
         return self._settlement("failed", detail)
 
     def _policy(self, function: Function[Any, Any]) -> Retry:
@@ -395,6 +405,9 @@ class JobRun:
             except Conflict:
                 tries += 1
                 if tries > 10:  # hand the worker to another job for a while; this counts as nothing
+                    log.warning(
+                        "job %s: %s meets another transaction's locks or writes again and again", self.job_id, function.name
+                    )
                     self._end(Unwind(self._settlement("retry", {"delay": 1.0})))
                 await self.ground.sessions.pause(min(0.5, 0.005 * 2**tries))
             except (Unwind, Restart, ClaimLost) as ending:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
+import socket
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -17,8 +19,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg import pq, waiting
-from psycopg.adapt import Transformer
-from psycopg.errors import error_from_result
 
 from pgqueue import database, protocol
 from pgqueue.database import is_lost, is_transient
@@ -27,7 +27,7 @@ from pgqueue.failpoints import failpoint
 from pgqueue.model import Isolation
 from pgqueue.protocol import Call
 from pgqueue.runtime.connection import AnyConnection, AnyView, view_of
-from pgqueue.runtime.wire import FINE, Wire
+from pgqueue.runtime.wire import FINE, Wire, check, rows
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -77,10 +77,12 @@ def _statement(sql: str) -> Call[None]:
 _COMMIT, _ROLLBACK = _statement("COMMIT"), _statement("ROLLBACK")
 
 
-def _check(results: Sequence[pq.abc.PGresult]) -> None:
-    for result in results:
-        if result.status not in FINE:
-            raise error_from_result(result)
+def _cut(pgconn: pq.abc.PGconn) -> None:
+    try:
+        with socket.socket(fileno=os.dup(pgconn.socket)) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
+    except (OSError, psycopg.Error):
+        pass  # it is broken already
 
 
 class Session(ABC):
@@ -116,7 +118,7 @@ class Session(ABC):
         while True:
             await self._ready()
             try:
-                return call.read(self._rows(await self._ask(call)))
+                return call.read(rows(self._conn, await self._ask(call)))
             except psycopg.Error as error:
                 if is_lost(error) or self.lost:
                     self.discard()
@@ -142,7 +144,7 @@ class Session(ABC):
         if view.pgqueue_changed:
             then = None
         results = await self._exchange([closing, _COMMIT, *(then.calls() if then is not None else ())], view)
-        _check(results[:2])
+        check(results[:2])
         if results[1].command_status != b"COMMIT":  # COMMIT of an aborted transaction "succeeds" with ROLLBACK
             raise PgQueueError("the transaction was rolled back by the server")
         if then is not None and results[-1].status in FINE:
@@ -166,7 +168,7 @@ class Session(ABC):
             self._look_at(view)
         if self._conn is None:
             return
-        if self._conn.pgconn.pipeline_status != pq.PipelineStatus.OFF or self.status == pq.TransactionStatus.ACTIVE:
+        if self._busy:
             self.discard()  # the step left it in the middle of something
         elif self.status != pq.TransactionStatus.IDLE:
             try:
@@ -185,8 +187,22 @@ class Session(ABC):
                 f"{name} went on after a database error, which had ended its transaction: let the error out, or "
                 "guard the statement that may fail with a savepoint (with tx.transaction())"
             )
-        if self._conn.pgconn.pipeline_status != pq.PipelineStatus.OFF or self.status == pq.TransactionStatus.ACTIVE:
+        if self._conn.lock.locked():
+            raise TransactionMisused(
+                f"{name} returned while a thread or a task that it has started was still using its connection: wait for it to end"
+            )
+        if self._busy:
             raise TransactionMisused(f"{name} returned in the middle of a COPY or a pipeline: leave its 'with' block before")
+
+    @property
+    def _busy(self) -> bool:
+        """In the middle of something."""
+        pgconn = self._conn.pgconn
+        return bool(
+            self._conn.lock.locked()
+            or pgconn.pipeline_status != pq.PipelineStatus.OFF
+            or pgconn.transaction_status == pq.TransactionStatus.ACTIVE
+        )
 
     @property
     def status(self) -> pq.TransactionStatus:
@@ -200,9 +216,16 @@ class Session(ABC):
 
     def discard(self) -> None:
         """Close the connection: whatever was under way on it is in doubt."""
-        if self._conn is not None:
-            self._conn.pgconn.finish()
-            self._conn = self._ahead = None
+        conn, self._conn, self._ahead = self._conn, None, None
+        if conn is None:
+            return
+        if conn.lock.locked():
+            # A thread or a task of the step's is inside libpq, and would go on there with memory that is somebody else's. Its
+            # connection breaks, and is closed when the last one lets go of it.
+            _cut(conn.pgconn)
+            conn._pool = None  # psycopg need not warn of it
+        else:
+            conn.pgconn.finish()
 
     async def _ready(self) -> None:
         """Connected, and in no transaction. Waits for as long as the database is away: no outage ends a worker."""
@@ -222,13 +245,8 @@ class Session(ABC):
     async def _ask(self, *calls: Call[Any]) -> pq.abc.PGresult:
         """The answer of the last one. The first error comes out."""
         results = await self._exchange(calls)
-        _check(results)
+        check(results)
         return results[-1]
-
-    def _rows(self, result: pq.abc.PGresult) -> protocol.Rows:
-        reader = Transformer(self._conn)
-        reader.set_pgresult(result)
-        return reader.load_rows(0, result.ntuples, tuple)
 
 
 class BlockingSession(Session):

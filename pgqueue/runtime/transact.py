@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 
 from pgqueue import protocol
 from pgqueue.database import is_lost, is_transient
-from pgqueue.errors import ClaimLost
+from pgqueue.errors import ClaimLost, TransactionMisused, TransactionTimeout
 from pgqueue.failpoints import failpoint
 from pgqueue.functions import Function
 from pgqueue.model import ClaimedJob
@@ -82,9 +82,23 @@ async def _leave(run: JobRun, session: Session, view: Any, error: BaseException)
     # A database error may also come from another connection that the user's code has: then ours is still in its transaction.
     lost = session.lost or (is_lost(error) and session.status != TransactionStatus.INTRANS)
     untouched = not lost and session.status == TransactionStatus.INTRANS
+    ended = not lost and session.status == TransactionStatus.IDLE and view is not None and not view.pgqueue_over
+    if view is not None:
+        view.pgqueue_over = True  # before the connection goes: nobody may be about to use it
+    code = getattr(error, "sqlstate", None)
+    if code == "25006" and not session.lost:  # the server's doing, or the step's own?
+        await session.leave(view)
+        lost = not await session.run(protocol.is_writable())
     if lost or isinstance(error, ClaimLost):
         session.discard()
     await session.leave(view)
+    if ended or code == "PQ008":
+        raise TransactionMisused(
+            "the step's code has ended the transaction that it was given. What it wrote before that may be committed, without a "
+            "checkpoint, so it is not tried again. Leave COMMIT and ROLLBACK to pgqueue"
+        ) from error
+    if code in _TIMED_OUT:
+        raise TransactionTimeout(_TIMED_OUT[code]) from error
     if lost and not isinstance(error, ClaimLost):
         raise Restart(session.part) from error
     if is_transient(error) and not untouched:
@@ -94,4 +108,9 @@ async def _leave(run: JobRun, session: Session, view: Any, error: BaseException)
     raise error
 
 
+_TIMED_OUT = {
+    "25P03": "the server ended the transaction, because its code did not talk to it for longer than idle_timeout: slow work "
+    "belongs into a step, or raise idle_timeout",
+    "25P04": "the server ended the transaction, because it took longer than transaction_timeout",
+}
 _ANOTHER_RUN = ("checkpoint_pkey", "outcome_pkey")

@@ -25,6 +25,7 @@ from pgqueue.errors import DatabaseUnreachable
 from pgqueue.failpoints import failpoint
 from pgqueue.ids import digest, new_token
 from pgqueue.model import ClaimedJob, Settlement
+from pgqueue.runtime.wire import Wire, check, rows
 from pgqueue.slots import HELD, Order, Phase, Slot
 from pgqueue.worker.hints import ScanHints
 from pgqueue.worker.inbox import HOSTAGE_AFTER, Half, Inbox
@@ -106,6 +107,7 @@ class Claims(threading.Thread):
             try:
                 with database.connect(self._dsn, f"pgqueue:{self._worker}:claims") as conn:
                     tries = 0
+                    self._wire = Wire(conn.pgconn)
                     self._serve(conn)
                     return
             except (psycopg.Error, DatabaseUnreachable) as error:
@@ -202,28 +204,37 @@ class Claims(threading.Thread):
         self._unsettled = batch + waiting  # in doubt until acknowledged
         began = time.monotonic()
         failpoint("settle.before")
-        with conn.pipeline() as pipeline:
-            if batch:
-                answers = database.send(conn, protocol.settle(batch))
-                pipeline.sync()
-            if want:
-                token = new_token()
-                self._rounds += 1
-                self._slot.announce(token)
-                failpoint("claim.before")
-                newest = database.send(conn, protocol.newest_position())
-                claimed = database.send(conn, self._claim(token, want, queues))
+        settling = [protocol.settle(batch)] if batch else []
+        claiming: list[protocol.Call[Any]] = []
+        token = 0
+        if want:
+            token = new_token()
+            self._rounds += 1
+            self._slot.announce(token)
+            failpoint("claim.before")
+            claiming = [protocol.newest_position(), self._claim(token, want, queues)]
+        answers = self._send(conn, settling, claiming)
         if batch:
             failpoint("settle.committed")
-            self._unsettled = waiting + self._acknowledge(batch, answers())
+            self._unsettled = waiting + self._acknowledge(batch, answers.pop(0))
         if not want:
             return 0
         failpoint("claim.committed")
-        found = claimed()
-        self._hints.learn(queues, found, newest(), want, time.monotonic() - began)
-        self._receive([job for job, _ in found])
-        self._slot.announce(0)
+        newest, found = answers
+        self._hints.learn(queues, found, newest, want, time.monotonic() - began)
+        self._receive([job for job, _ in found], token)
         return len(found)
+
+    def _send(self, conn: psycopg.Connection[Any], *groups: Sequence[protocol.Call[Any]]) -> list[Any]:
+        """Each group is a transaction. All are one message: in the middle of one, a job that keeps the interpreter from us would
+        leave a transaction open."""
+        groups = tuple(group for group in groups if group)
+        with conn.lock:
+            self._wire.send(*groups)
+            results = conn.wait(self._wire.answers())
+        check(results)
+        calls = [call for group in groups for call in group]
+        return [call.read(rows(conn, result)) for call, result in zip(calls, results, strict=True)]
 
     def _claim(self, token: int, want: int, queues: list[str]) -> protocol.Call[list[tuple[ClaimedJob, int]]]:
         """The next claim. Each begins with another queue, so that a full one does not starve the others; every 16th reads the
@@ -233,11 +244,14 @@ class Claims(threading.Thread):
         backwards = self._rounds // len(queues) % 16 == 15
         return protocol.claim(self._worker, token, queues, self._names, want, self._hints.next(queues), backwards)
 
-    def _receive(self, jobs: Sequence[ClaimedJob]) -> None:
+    def _receive(self, jobs: Sequence[ClaimedJob], token: int) -> None:
         for job in jobs:
             job.place = self._free.pop()
             self._slot.hold(job.place, digest(job.id, job.token))
-        if jobs:
+        self._slot.announce(0)
+        if self._slot.is_revoked(token):
+            self._finished.extend(Settlement(job, "release") for job in jobs)
+        elif jobs:
             self._slot.phase = Phase.BUSY
             self._inbox.put(jobs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ import psycopg
 
 from pgqueue import App, Queue, Retry, current
 from pgqueue.context import Current
+from pgqueue.errors import TransactionMisused
 from tests.apps.bank import outside, write_outside
 
 app = App(queues=[Queue("threads"), Queue("loop")])
@@ -186,3 +188,35 @@ def def_remember(what: str) -> str:
     before = remembered.get()
     remembered.set(what)
     return before
+
+
+@app.transaction(retry=Retry(1))
+async def hammers(tx: psycopg.AsyncConnection[Any], raises: bool) -> None:
+    """Leaves a task behind that uses the connection without a pause."""
+
+    async def hammer() -> None:
+        while True:
+            await tx.execute("SELECT 1")
+
+    leftovers.append(asyncio.create_task(hammer()))
+    await asyncio.sleep(0.02)
+    if raises:
+        raise ValueError("over")
+
+
+@app.transaction(retry=Retry(1))
+def thread_hammers(tx: psycopg.Connection[Any]) -> None:
+    """The same with a thread."""
+
+    def hammer() -> None:
+        try:
+            while True:
+                tx.execute("SELECT 1")
+        except (psycopg.Error, TransactionMisused):
+            pass
+
+    threading.Thread(target=hammer, daemon=True).start()
+    time.sleep(0.02)
+
+
+leftovers: list[asyncio.Task[None]] = []
