@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pgqueue.app import App
     from pgqueue.client import AsyncClient, AsyncJob, Client, Job
     from pgqueue.context import current
+    from pgqueue.durable import gather, patched, receive, sleep, sleep_until, wait_event
     from pgqueue.errors import (
         Cancel,
         ClaimLost,
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
         NotConfigured,
         PgQueueError,
         ResultTimeout,
+        Snooze,
         StepFailed,
         UnknownJob,
+        WaitTimeout,
         WrongColour,
     )
     from pgqueue.model import Queue
@@ -56,17 +59,26 @@ __all__ = [
     "Queue",
     "ResultTimeout",
     "Retry",
+    "Snooze",
     "StepFailed",
     "UnknownJob",
+    "WaitTimeout",
     "WrongColour",
     "__version__",
     "current",
+    "gather",
+    "patched",
+    "receive",
+    "sleep",
+    "sleep_until",
+    "wait_event",
 ]
 
 _HOMES = {
     "app": ("App",),
     "client": ("AsyncClient", "AsyncJob", "Client", "Job"),
     "context": ("current",),
+    "durable": ("gather", "patched", "receive", "sleep", "sleep_until", "wait_event"),
     "model": ("Queue",),
     "retry": ("Retry",),
 }

@@ -12,7 +12,7 @@ import msgspec
 import psycopg
 
 from pgqueue import protocol
-from pgqueue.client import AsyncClient, AsyncJob, Client, Job
+from pgqueue.client import AsyncClient, AsyncJob, Client, Job, encoded
 from pgqueue.context import Current, joined_run
 from pgqueue.functions import (
     AsyncStep,
@@ -256,6 +256,24 @@ class App:
     async def _async_handles(self, sending: Coroutine[Any, Any, list[str]], calls: Sequence[Call[R]]) -> list[AsyncJob[R]]:
         ids = await sending
         return [AsyncJob(self.async_client.pool, id, call.function.result) for id, call in zip(ids, calls, strict=True)]
+
+    def send_event(self, key: str, value: Any = None, *, conn: psycopg.Connection[Any] | None = None) -> bool:
+        """Say that something has happened: workflows that wait for it with ``wait_event(key)`` go on, now or when they come to it.
+        The first value of a key counts, and is kept. True: this was the first.
+
+        With ``conn`` it happens if and only if that transaction commits; in a transaction of a job it joins that one.
+        """
+        run = joined_run() if conn is None else None
+        if run is None:
+            return self.client.send_event(key, value, conn=conn)
+        return run.tell("pgqueue.send_event", protocol.send_event(key, encoded(value, f"the value of event {key!r}")))
+
+    async def asend_event(self, key: str, value: Any = None, *, conn: psycopg.AsyncConnection[Any] | None = None) -> bool:
+        """``send_event`` for async code, to be awaited."""
+        run = joined_run() if conn is None else None
+        if run is None:
+            return await self.async_client.send_event(key, value, conn=conn)
+        return await run.atell("pgqueue.send_event", protocol.send_event(key, encoded(value, f"the value of event {key!r}")))
 
     def job(self, id: str) -> Job[Any]:
         """The handle of a job."""

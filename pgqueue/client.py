@@ -17,6 +17,7 @@ import psycopg
 
 from pgqueue import protocol
 from pgqueue.colour import blocking
+from pgqueue.context import Run, joined_run
 from pgqueue.database import AsyncPool, Pool, errors_translated, run, run_async
 from pgqueue.errors import BadValue, JobCancelled, JobFailed, ResultTimeout, UnknownJob
 from pgqueue.failpoints import failpoint
@@ -43,6 +44,11 @@ def _described(name: str, input: dict[str, Any] | None, options: Options) -> dic
         raise BadValue("the input of a job is a dict of parameter names and values")
     text = _ANY.encode(input or {}, f"the input of {name}")
     return {"name": name, "input": msgspec.Raw(text.encode()), **describe_options(options)}
+
+
+def encoded(value: Any, what: str) -> str:
+    """JSON text of a value without a type hint. BadValue where it would not come back unchanged."""
+    return _ANY.encode(value, what)
 
 
 def _sending(descriptions: Sequence[dict[str, Any]]) -> protocol.Call[list[str]]:
@@ -95,6 +101,12 @@ class Client:
                 failpoint("enqueue.committed")
         return ids
 
+    def send_event(self, key: str, value: Any = None, *, conn: psycopg.Connection[Any] | None = None) -> bool:
+        """Say that something has happened: see ``App.send_event``."""
+        call = protocol.send_event(key, encoded(value, f"the value of event {key!r}"))
+        with errors_translated():
+            return run(conn, call) if conn is not None else blocking(self.pool.run(call))
+
     def job(self, id: str) -> Job[Any]:
         """The handle of a job. Nothing is asked of the database yet."""
         return Job(self.pool, _checked_id(id), _ANY)
@@ -145,6 +157,12 @@ class AsyncClient:
                 failpoint("enqueue.committed")
         return ids
 
+    async def send_event(self, key: str, value: Any = None, *, conn: psycopg.AsyncConnection[Any] | None = None) -> bool:
+        """Say that something has happened: see ``App.send_event``."""
+        call = protocol.send_event(key, encoded(value, f"the value of event {key!r}"))
+        with errors_translated():
+            return await (run_async(conn, call) if conn is not None else self.pool.run(call))
+
     def job(self, id: str) -> AsyncJob[Any]:
         """The handle of a job. Nothing is asked of the database yet."""
         return AsyncJob(self.pool, _checked_id(id), _ANY)
@@ -160,6 +178,16 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _workflow(timeout: Duration | None) -> Run | None:
+    """The workflow whose body asks for a result."""
+    run = joined_run()
+    if run is None or not run.in_body:
+        return None
+    if timeout is not None:
+        raise TypeError("result(timeout=...) is not for workflows, whose waits have to replay: give the job a timeout")
+    return run
 
 
 class _Handle(Generic[R]):
@@ -223,6 +251,11 @@ class _Handle(Generic[R]):
         rows = await self._ask(protocol.attempt_rows(self.id))
         return [AttemptRecord(kind, seq, error and read_error(error), host, ended) for kind, seq, error, host, ended in rows]
 
+    def _was_sent(self, answer: str) -> bool:
+        if answer == "unknown":
+            raise self._missing()
+        return answer == "sent"
+
     async def _answer(self, call: protocol.Call[Any]) -> str:
         answer: str = dict(await self._ask(call))[self.id]
         if answer == "unknown":
@@ -240,8 +273,12 @@ class Job(_Handle[R]):
     def result(self, timeout: Duration | None = None) -> R:
         """Wait for the job to end and return its result.
 
-        Errors: ResultTimeout after ``timeout`` (None: wait for ever); JobFailed; JobCancelled; UnknownJob.
+        Errors: ResultTimeout after ``timeout`` (None: wait for ever); JobFailed; JobCancelled; UnknownJob. In a workflow it is a
+        wait that holds no process, and takes no ``timeout``.
         """
+        workflow = _workflow(timeout)
+        if workflow is not None:
+            return workflow.job_result(self.id, self._codec)  # type: ignore[no-any-return]
         return blocking(self._result(timeout))
 
     def steps(self) -> list[StepRecord]:
@@ -251,6 +288,17 @@ class Job(_Handle[R]):
     def attempts(self) -> list[AttemptRecord]:
         """Every run that did not succeed, in order: failed attempts, crashes, and requeues."""
         return blocking(self._attempts())
+
+    def send(self, topic: str, value: Any = None, *, conn: psycopg.Connection[Any] | None = None) -> bool:
+        """Send a message to the job, which it gets with ``receive(topic)``: each once, in the order in which they were sent. With
+        ``conn`` (or in a transaction of a job) it is sent if and only if that commits. False: the job has ended.
+        """
+        call = protocol.send_message(self.id, topic, encoded(value, "the message"))
+        workflow = joined_run() if conn is None else None
+        with errors_translated():
+            if conn is not None:
+                return self._was_sent(run(conn, call))
+            return self._was_sent(workflow.tell("pgqueue.send", call) if workflow else blocking(self._door.run(call)))
 
     def cancel(self) -> bool:
         """Ask the job to end. True: requested; where it runs, it ends before its next step. False: it had ended already."""
@@ -270,6 +318,9 @@ class AsyncJob(_Handle[R]):
 
     async def result(self, timeout: Duration | None = None) -> R:
         """Wait for the job to end and return its result: see ``Job.result``."""
+        workflow = _workflow(timeout)
+        if workflow is not None:
+            return await workflow.ajob_result(self.id, self._codec)  # type: ignore[no-any-return]
         return await self._result(timeout)
 
     async def steps(self) -> list[StepRecord]:
@@ -279,6 +330,15 @@ class AsyncJob(_Handle[R]):
     async def attempts(self) -> list[AttemptRecord]:
         """Every run that did not succeed, in order: failed attempts, crashes, and requeues."""
         return await self._attempts()
+
+    async def send(self, topic: str, value: Any = None, *, conn: psycopg.AsyncConnection[Any] | None = None) -> bool:
+        """Send a message to the job: see ``Job.send``."""
+        call = protocol.send_message(self.id, topic, encoded(value, "the message"))
+        workflow = joined_run() if conn is None else None
+        with errors_translated():
+            if conn is not None:
+                return self._was_sent(await run_async(conn, call))
+            return self._was_sent(await (workflow.atell("pgqueue.send", call) if workflow else self._door.run(call)))
 
     async def cancel(self) -> bool:
         """Ask the job to end: see ``Job.cancel``."""

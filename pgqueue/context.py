@@ -8,12 +8,30 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pgqueue.errors import OutsideJob
 
 if TYPE_CHECKING:
-    from pgqueue.functions import Function
+    from pgqueue.functions import Call, Function
+    from pgqueue.protocol import Call as DatabaseCall
+    from pgqueue.values import Codec
+
+T = TypeVar("T")
+
+
+class Wait(NamedTuple):
+    """What a workflow waits for."""
+
+    kind: Literal["sleep", "event", "message", "job", "children"]
+    key: str
+    seconds: float | None  # None: for ever
+    what: str  # in words
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint."""
+        return f"pgqueue.{self.kind}"
 
 
 class Run(Protocol):
@@ -37,6 +55,35 @@ class Run(Protocol):
 
     def aenqueue(self, descriptions: Sequence[dict[str, Any]]) -> Coroutine[Any, Any, list[str]]:
         """The same from async code, to be awaited."""
+
+    @property
+    def in_body(self) -> bool:
+        """Is the caller the workflow's own code, and not that of a step?"""
+
+    def tell(self, name: str, call: DatabaseCall[T]) -> T:
+        """A verb of the job's code: in the open transaction, else (in a workflow's body) as a step of that name."""
+
+    def atell(self, name: str, call: DatabaseCall[T]) -> Coroutine[Any, Any, T]: ...
+
+    def wait(self, wait: Wait) -> Any:
+        """What a wait in a workflow's body comes to."""
+
+    def await_(self, wait: Wait) -> Coroutine[Any, Any, Any]: ...
+
+    def gather(self, calls: Sequence[Call[Any]], return_exceptions: bool) -> list[Any]:
+        """Run calls at once: steps in this job, workflows as children."""
+
+    def agather(self, calls: Sequence[Call[Any]], return_exceptions: bool) -> Coroutine[Any, Any, list[Any]]: ...
+
+    def patched(self, name: str) -> bool:
+        """Has this run not gone beyond this place with older code?"""
+
+    def apatched(self, name: str) -> Coroutine[Any, Any, bool]: ...
+
+    def job_result(self, job: str, codec: Codec) -> Any:
+        """The result of another job, waited for by a workflow."""
+
+    def ajob_result(self, job: str, codec: Codec) -> Coroutine[Any, Any, Any]: ...
 
 
 _active: ContextVar[Run | None] = ContextVar("pgqueue_run", default=None)

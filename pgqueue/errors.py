@@ -95,15 +95,38 @@ class StepFailed(_Ended):
 
 
 class JobFailed(_Ended):
-    """Raised by ``job.result()`` for a job that failed. ``type``, ``message``, ``traceback`` describe its error."""
+    """A job failed whose result was asked for, by ``job.result()`` or by the workflow whose child it is.
+
+    ``type``, ``message``, ``traceback`` describe its error.
+    """
+
+    def __init__(self, description: dict[str, Any], where: str, seq: int | None = None) -> None:
+        super().__init__(description, where)
+        self.seq = seq  # the step of the workflow that waited for it
 
 
 class JobCancelled(PgQueueError):
-    """Raised by ``job.result()`` for a job that was cancelled."""
+    """A job was cancelled whose result was asked for."""
+
+    def __init__(self, message: str, seq: int | None = None) -> None:
+        super().__init__(message)
+        self.seq = seq
+
+
+class WaitTimeout(PgQueueError, TimeoutError):
+    """What a workflow waited for (an event, a message) did not come in time. The same on every replay."""
 
 
 class Cancel(Exception):  # an instruction, not an error
     """Raise it in a job to end it for good, without further attempts: ``raise Cancel("bad address")``."""
+
+
+class Snooze(Exception):  # an instruction, not an error
+    """Raise it in a step or a job to have it run again later, which is no failure and uses no attempt: ``raise Snooze("1m")``."""
+
+    def __init__(self, delay: Any) -> None:
+        super().__init__(delay)
+        self.delay = delay
 
 
 class ClaimLost(BaseException):

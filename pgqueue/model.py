@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Kind = Literal["workflow", "step", "transaction"]
 Isolation = Literal["read committed", "repeatable read", "serializable"]
-How = Literal["succeeded", "failed", "cancelled", "retry", "release", "nothing"]
+How = Literal["succeeded", "failed", "cancelled", "retry", "release", "suspend", "nothing"]
 State = Literal["ready", "scheduled", "running", "waiting", "succeeded", "failed", "cancelled"]
 
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
@@ -44,6 +44,7 @@ class ClaimedJob:
     lane: int
     policy: dict[str, Any] | None
     suspect: bool = False  # its last worker died
+    seconds_left: float | None = None  # of its time limit, when it was claimed
     place: int = -1  # where shared memory remembers it
 
     @property

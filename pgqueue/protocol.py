@@ -60,6 +60,16 @@ def requeue(ids: Sequence[str]) -> Call[Rows]:
     return Call("SELECT job_id::text, answer FROM pgqueue.requeue(%s::uuid[])", (list(ids),), _rows)
 
 
+def send_event(key: str, value: str) -> Call[bool]:
+    """``value``: JSON. True: this was the first of its key, and counts."""
+    return Call("SELECT pgqueue.send_event(%s, %s::json)", (key, value), _first)
+
+
+def send_message(job: str, topic: str, value: str) -> Call[str]:
+    """``sent``, ``ended`` or ``unknown``."""
+    return Call("SELECT pgqueue.send_message(%s::uuid, %s, %s::json)", (job, topic, value), _first)
+
+
 def prune(statuses: Sequence[str], seconds: float, amount: int) -> Call[int]:
     """How many jobs went."""
     return Call("SELECT pgqueue.prune(%s, make_interval(secs => %s), %s)", (list(statuses), seconds, amount), _first)
@@ -96,7 +106,7 @@ def claim(
     def read(rows: Rows) -> list[tuple[ClaimedJob, int]]:
         if len(rows) > 1:
             rows.sort(key=lambda row: (-row[4] if backwards else row[4], row[5]))
-        return [(ClaimedJob(row[0], token, row[1], row[2], row[3], row[4], row[6], row[7]), row[5]) for row in rows]
+        return [(ClaimedJob(row[0], token, row[1], row[2], row[3], row[4], row[6], row[7], row[8]), row[5]) for row in rows]
 
     return Call(
         "SELECT * FROM pgqueue.claim(%s::uuid, %s::bigint, %s::text[], %s::text[], %s::integer, %s::bigint[], %s)",
@@ -176,6 +186,22 @@ def finish(job: str, token: int, result: str, xid: str) -> Call[bool]:
     return Call("SELECT pgqueue.finish(%s::uuid, %s::bigint, %s, %s::xid8)", (job, token, result, xid), _first)
 
 
+def proceed(
+    job: str, token: int, seen: int, seq: int, name: str, kind: str, key: str
+) -> Call[tuple[str, str | None, float | None]]:
+    """At a wait: (``stored``, ``cancel``, ``wait`` or ``lost``; the result; the seconds left)."""
+    return Call(
+        "SELECT * FROM pgqueue.proceed(%s::uuid, %s::bigint, %s::integer, %s::integer, %s, %s, %s)",
+        (job, token, seen, seq, name, kind, key),
+        lambda rows: (rows[0][0], rows[0][1], rows[0][2]),
+    )
+
+
+def children(parent: str, seq: int, after: int) -> Call[Rows]:
+    """Rows of (ordinal, result) of up to 500 jobs of a step of this parent that succeeded, those behind ``after``."""
+    return Call("SELECT * FROM pgqueue.child_results(%s::uuid, %s::integer, %s::integer)", (parent, seq, after), _rows)
+
+
 def history(job: str, after: int) -> Call[Rows]:
     """Rows of (seq, name, result, error): some checkpoints after ``after``; none means that there are no more."""
     return Call("SELECT * FROM pgqueue.history(%s::uuid, %s::integer)", (job, after), _rows)
@@ -247,6 +273,11 @@ def held_claims(workers: Sequence[str]) -> Call[Rows]:
 def promote(amount: int) -> Call[tuple[int, float | None]]:
     """(how many were moved, seconds until the next is due)."""
     return Call("SELECT * FROM pgqueue.promote(%s)", (amount,), lambda rows: (rows[0][0], rows[0][1]))
+
+
+def wake(amount: int, after: str) -> Call[tuple[int, bool, str | None]]:
+    """(how many jobs go on, whether there may be more to do at once, behind which id to look next time; None: from the start)."""
+    return Call("SELECT * FROM pgqueue.wake(%s, %s::uuid)", (amount, after), lambda rows: (rows[0][0], rows[0][1], rows[0][2]))
 
 
 def cancel_waiting() -> Call[int]:

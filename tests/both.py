@@ -21,6 +21,8 @@ import pytest
 
 COLOURS = ["def", "async def"]
 DECORATORS = {"workflow", "step", "transaction"}
+TWINS = {"enqueue", "enqueue_many", "send_event"}
+DURABLE = {"sleep", "sleep_until", "wait_event", "receive", "gather", "patched"}
 AWAITED = "awaited"
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,8 +85,10 @@ class _ToAsync(ast.NodeTransformer):
         self.generic_visit(call)
         if not self._inside:
             return call
-        if isinstance(call.func, ast.Attribute) and call.func.attr == "enqueue":
-            call.func.attr = "aenqueue"
+        if isinstance(call.func, ast.Attribute) and call.func.attr in TWINS:
+            call.func.attr = "a" + call.func.attr
+        if isinstance(call.func, ast.Name) and call.func.id in DURABLE:
+            call.func = ast.Attribute(call.func, "aio", ast.Load())
         value = ast.Call(ast.Name(AWAITED, ast.Load()), [call], [])
         return ast.copy_location(ast.Await(value), call)
 

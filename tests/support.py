@@ -165,6 +165,14 @@ class Hand:
     def settle(self, *settlements: Settlement) -> dict[str, str]:
         return run(self.conn, protocol.settle(settlements))
 
+    def wake(self) -> int:
+        """As a housekeeper does."""
+        moved, more, _ = run(self.conn, protocol.wake(1000, "00000000-0000-0000-0000-000000000000"))
+        while run(self.conn, protocol.cancel_waiting()) or more:
+            also, more, _ = run(self.conn, protocol.wake(1000, "00000000-0000-0000-0000-000000000000"))
+            moved += also
+        return moved
+
     def drain(self, due_now: bool = True) -> int:
         """Run everything until nothing is ready. With ``due_now`` what is scheduled counts as due."""
         count = 0
@@ -172,6 +180,7 @@ class Hand:
             if due_now:
                 self.conn.execute("UPDATE pgqueue.scheduled SET run_at = clock_timestamp() - interval '1 second'")
                 run(self.conn, protocol.promote(1000))
+            self.wake()
             jobs = self.claim()
             if not jobs:
                 return count

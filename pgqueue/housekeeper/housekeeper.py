@@ -26,7 +26,8 @@ from pgqueue.housekeeper.leases import Leases
 from pgqueue.slots import Phase, Slot, Slots
 
 log = logging.getLogger(__name__)
-PROMOTE_AT_ONCE = 5000
+PROMOTE_AT_ONCE = WAKE_AT_ONCE = 5000
+NOBODY = "00000000-0000-0000-0000-000000000000"  # comes before all ids
 
 
 class Housekeeper:
@@ -54,6 +55,7 @@ class Housekeeper:
         self._deaths: dict[str, tuple[list[int], str | None]] = {}  # told by the supervisor, still to be dealt with
         self._due: dict[Callable[[psycopg.Connection[Any]], float], float] = {}  # duty -> when
         self._listening = False
+        self._looked_to: str | None = None  # how far the look at all waiting jobs has come
         self._answered: dict[int, float] = {}  # tokens of claims on their way, and when we first saw them
         self._unsettled: dict[str, set[int]] = {}  # results that workers had not settled when we last looked
 
@@ -64,7 +66,7 @@ class Housekeeper:
             try:
                 with database.connect(self._dsn, self._name) as conn:
                     tries = 0
-                    conn.execute("LISTEN pgqueue")
+                    conn.execute("LISTEN pgqueue; LISTEN pgqueue_wake")
                     self._plan()
                     recovery.fence_vanished(conn)
                     self._keep_house(conn)
@@ -80,6 +82,7 @@ class Housekeeper:
         duties = (
             self._observe_leases,
             self._promote,
+            self._wake,
             self._end_cancelled,
             self._reconcile,
             self._free_hostages,
@@ -116,10 +119,12 @@ class Housekeeper:
         if self._supervisor.fileno() in readable:
             self._hear()
         if conn.fileno() in readable:
-            for _ in conn.notifies(timeout=0):
+            channels = {notice.channel for notice in conn.notifies(timeout=0)}
+            if "pgqueue" in channels:
                 self._wake_idle()
                 self._due[self._promote] = 0.0  # something may be due before our next look
-                break
+            if "pgqueue_wake" in channels:
+                self._due[self._wake] = self._due[self._end_cancelled] = 0.0
         if not self._listening and self._idle():
             self._due[self._look_for_work] = 0.0
         return False
@@ -180,9 +185,15 @@ class Housekeeper:
             return 0.0
         return 1.0 if next_due is None else min(1.0, max(0.01, next_due))
 
+    def _wake(self, conn: psycopg.Connection[Any]) -> float:
+        failpoint("wake.before")
+        moved, more, self._looked_to = run(conn, protocol.wake(WAKE_AT_ONCE, self._looked_to or NOBODY))
+        if moved:
+            self._wake_idle()
+        return 0.0 if more else 1.0
+
     def _end_cancelled(self, conn: psycopg.Connection[Any]) -> float:
-        run(conn, protocol.cancel_waiting())
-        return 1.0
+        return 0.0 if run(conn, protocol.cancel_waiting()) else 1.0
 
     def _reconcile(self, conn: psycopg.Connection[Any]) -> float:
         recovery.release_unknown(conn, self._slots.used())

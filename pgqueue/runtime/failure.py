@@ -7,7 +7,7 @@ import traceback
 
 import psycopg
 
-from pgqueue.errors import StepFailed
+from pgqueue.errors import JobCancelled, JobFailed, StepFailed
 from pgqueue.values import error_text
 
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -43,7 +43,7 @@ def failed_steps(error: BaseException) -> list[int]:
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        if isinstance(current, StepFailed):
+        if isinstance(current, (StepFailed, JobFailed, JobCancelled)) and current.seq is not None:
             seqs.add(current.seq)
         current = current.__cause__ or current.__context__
     return sorted(seqs)

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from pgqueue import protocol
 from pgqueue.errors import NonDeterministic, OutsideJob
 from pgqueue.model import ClaimedJob
 from pgqueue.runtime.session import Sessions
 
-Recorded = tuple[str | None, str | None]
-"""Result and error of a checkpoint; one of them is None."""
+SHOWN = 10
+"""Steps of each history that a contradiction shows."""
+
+
+class Recorded(NamedTuple):
+    """A checkpoint, with a result or an error; or, with neither, a wait that was begun."""
+
+    seq: int
+    name: str
+    result: str | None
+    error: str | None
+
+    @property
+    def pending(self) -> bool:
+        return self.result is None and self.error is None
+
+
+class Wanted(NamedTuple):
+    """A step that the code calls now."""
+
+    seq: int
+    name: str
+    known_as: frozenset[str]
 
 
 class History:
@@ -19,11 +42,13 @@ class History:
     def __init__(self, sessions: Sessions, job: ClaimedJob, came_back: bool | None = None) -> None:
         self._sessions = sessions
         self._job_id = job.id
-        self._ahead: deque[tuple[int, str, str | None, str | None]] = deque()
+        self._ahead: deque[Recorded] = deque()
         self._read_to = 0
         self._complete = not (job.came_back if came_back is None else came_back)  # a fresh job has no history
         self._given = 0
         self._begun = 0
+        self._called: deque[str] = deque(maxlen=SHOWN)  # what the code called last, and what is stored of that
+        self._stored: deque[str] = deque(maxlen=SHOWN)
         self.seen = 0  # the last checkpoint known to be stored
 
     def give(self) -> int:
@@ -31,25 +56,35 @@ class History:
         self._given += 1
         return self._given
 
-    async def find(self, seq: int, name: str, known_as: frozenset[str]) -> Recorded | None:
-        """What is stored of step ``seq``; None: nothing. NonDeterministic if that was another step's."""
-        if seq != self._begun + 1:
-            raise OutsideJob(f"{name} was called as step {seq}, but step {self._begun + 1} was not awaited before it")
-        self._begun = seq
-        recorded = await self._peek()
-        if recorded is None or recorded[0] != seq:
-            if recorded is not None:
-                raise NonDeterministic(f"step {seq} ({name}) has no checkpoint, but step {recorded[0]} ({recorded[1]}) has one")
-            return None
-        if recorded[1] not in known_as:
-            raise NonDeterministic(
-                f"step {seq} was {recorded[1]} when it ran, and is {name} now: the workflow's code has changed, or "
-                "it decides by something that is not a checkpoint (time, randomness, a global). If the function was renamed, "
-                "give it aliases=[...]"
+    async def find(self, wanted: Wanted) -> Recorded | None:
+        """What is stored of a step; None: nothing. NonDeterministic if that was another step's."""
+        return (await self.find_all([wanted]))[0]
+
+    async def find_all(self, steps: Sequence[Wanted]) -> list[Recorded | None]:
+        """The same for steps that run at once: any of them may have no checkpoint yet."""
+        if steps[0].seq != self._begun + 1:
+            raise OutsideJob(
+                f"{steps[0].name} was called as step {steps[0].seq}, but step {self._begun + 1} was not awaited before it"
             )
-        self._ahead.popleft()
-        self.seen = seq
-        return recorded[2:]
+        found: list[Recorded | None] = []
+        for step in steps:
+            self._begun = step.seq
+            self._called.append(f"{step.seq} {step.name}")
+            recorded = await self.peek()
+            if recorded is None or recorded.seq != step.seq:
+                found.append(None)
+                continue
+            if recorded.name not in step.known_as:
+                self._contradiction(f"step {step.seq} was {recorded.name} when it ran, and is {step.name} now")
+            self._stored.append(f"{step.seq} {recorded.name}")
+            self._ahead.popleft()
+            if not recorded.pending:
+                self.seen = step.seq
+            found.append(recorded)
+        if None in found and await self.peek() is not None:
+            step = steps[found.index(None)]
+            self._contradiction(f"step {step.seq} ({step.name}) has no checkpoint, but a later one has")
+        return found
 
     def stored(self, seq: int) -> None:
         """The checkpoint of this step was acknowledged."""
@@ -59,17 +94,24 @@ class History:
         """The workflow has returned: NonDeterministic if there are checkpoints of steps that it did not call."""
         if self._begun != self._given:
             raise OutsideJob(f"the workflow returned, but step {self._begun + 1} was called and never awaited")
-        recorded = await self._peek()
-        if recorded is not None:
-            raise NonDeterministic(
-                f"the workflow returned after {self._given} steps, but has a checkpoint of step {recorded[0]} ({recorded[1]}): "
-                "its code has changed, or it decides by something that is not a checkpoint"
-            )
+        if await self.peek() is not None:
+            self._called.append("return")
+            self._contradiction(f"the workflow returned after {self._given} steps, but there are checkpoints of later ones")
 
-    async def _peek(self) -> tuple[int, str, str | None, str | None] | None:
+    def _contradiction(self, what: str) -> None:
+        stored = [*self._stored, *(f"{r.seq} {r.name}" for r in list(self._ahead)[:SHOWN])]
+        raise NonDeterministic(
+            f"{what}: the workflow's code has changed, or it decides by something that is not a checkpoint (time, randomness, a "
+            "global). Nothing was run. If a function was renamed, give it aliases=[...]; branch old and new code with patched(). "
+            f"Stored: {', '.join(stored)}. Called: {', '.join(self._called)}"
+        )
+
+    async def peek(self) -> Recorded | None:
+        """The next that is stored and was not called yet."""
         if not self._ahead and not self._complete:
-            self._ahead.extend(await self._sessions.run(protocol.history(self._job_id, self._read_to)))  # type: ignore[arg-type]
+            page = await self._sessions.run(protocol.history(self._job_id, self._read_to))
+            self._ahead.extend(Recorded(*row) for row in page)
             self._complete = not self._ahead
             if self._ahead:
-                self._read_to = self._ahead[-1][0]
+                self._read_to = self._ahead[-1].seq
         return self._ahead[0] if self._ahead else None

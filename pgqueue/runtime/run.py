@@ -16,15 +16,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import msgspec
 import psycopg
 
 from pgqueue import protocol
 from pgqueue.colour import blocking
-from pgqueue.context import Current, active
-from pgqueue.database import backoff
+from pgqueue.context import Current, Wait, active
+from pgqueue.database import backoff, run, run_async
 from pgqueue.errors import (
     BadValue,
     Cancel,
@@ -32,24 +32,28 @@ from pgqueue.errors import (
     NonDeterministic,
     OutsideJob,
     PgQueueError,
+    Snooze,
     StepFailed,
     WrongColour,
 )
 from pgqueue.failpoints import failpoint
-from pgqueue.functions import AsyncTransaction, Definition, Function, Transaction
+from pgqueue.functions import AsyncTransaction, Call, Definition, Function, Options, Transaction
 from pgqueue.model import ClaimedJob, Settlement
-from pgqueue.retry import Retry
+from pgqueue.retry import Retry, seconds
+from pgqueue.runtime import waits
 from pgqueue.runtime.failure import describe, failed_steps
 from pgqueue.runtime.ground import Ground
-from pgqueue.runtime.history import History, Recorded
+from pgqueue.runtime.history import History, Recorded, Wanted
+from pgqueue.runtime.parallel import Gather
 from pgqueue.runtime.session import Begin, Restart
 from pgqueue.runtime.transact import Conflict, transact
-from pgqueue.values import clean, read_error
+from pgqueue.values import Codec, clean, read_error
 
 if TYPE_CHECKING:
     from pgqueue.app import App
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 MOST_RESTARTS = 4
@@ -61,6 +65,14 @@ class Unwind(BaseException):
 
     def __init__(self, settlement: Settlement | None) -> None:
         self.settlement = settlement
+
+
+async def _first(results: Coroutine[Any, Any, list[T]]) -> T:
+    return (await results)[0]
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    return {"error": msgspec.Raw(describe(error).encode())}
 
 
 @dataclass(eq=False)
@@ -86,12 +98,12 @@ class _Inside:
         self._step = step
 
     def __enter__(self) -> None:
-        self._run.open_step = self._step
+        self._run.open_steps.add(self._step)
         self._token = _open_step.set(self._step)
 
     def __exit__(self, *_: object) -> None:
         _open_step.reset(self._token)
-        self._run.open_step = None
+        self._run.open_steps.discard(self._step)
 
 
 class JobRun:
@@ -107,7 +119,7 @@ class JobRun:
         came_back: bool | None = None,
     ) -> None:
         self.job_id = job.id
-        self.name = job.name
+        self.name = job.name.partition("@")[0]  # without its version
         self.queue = job.queue
         self.app = app
         self.job = job
@@ -117,7 +129,8 @@ class JobRun:
         self.history = History(ground.sessions, job, came_back)
         self._pid = os.getpid()
         self._ending: BaseException | None = None
-        self.open_step: OpenStep | None = None
+        self.open_steps: set[OpenStep] = set()
+        self.in_parallel = False  # steps run at once, and how the run ends is said when all of them have
 
     # ------------------------------------------------------------------------------------------ the whole job
 
@@ -141,7 +154,7 @@ class JobRun:
                     "job %s (%s): the connection was lost, and the job begins again: %s", self.job_id, self.name, lost.__cause__
                 )
                 if tries > MOST_RESTARTS:  # others may run meanwhile, and somebody may want to cancel it; this counts as nothing
-                    return run._settlement("retry", {"delay": 1.0})
+                    return run.settlement("retry", {"delay": 1.0})
                 await self.ground.sessions.pause(backoff(tries))
             finally:
                 run._ending = OutsideJob(f"job {self.job_id} has ended, or begun again: a thread or a task has outlived its run")
@@ -149,7 +162,7 @@ class JobRun:
 
     async def _whole(self) -> Settlement | None:
         failpoint("dispatch.before_run")
-        function = self.app.functions[self.name]
+        function = self.app.functions[self.job.name]
         try:
             arguments = function.input.decode(self.job.input, f"the input of {self.name}")
         except BadValue as error:
@@ -183,35 +196,37 @@ class JobRun:
         if function.kind == "workflow":
             value = await self.invoke(function, **arguments)
             self._check_ending()
-            if self.open_step is not None:
-                raise OutsideJob(f"the workflow returned while step {self.open_step.seq} was running: await every step")
+            for step in self.open_steps:
+                raise OutsideJob(f"the workflow returned while step {step.seq} was running: await every step")
             await self.history.check_complete()
             return value
-        with self._inside(0):
+        with self.inside(0):
             if function.kind == "transaction":
                 return await self._as_transaction(function, 0, arguments, whole=True)
             return await self.invoke(function, **arguments)
 
     async def _ended_badly(self, error: BaseException, function: Function[Any, Any] | None) -> Settlement:
         """A job that raised: it is cancelled, tried again, or has failed."""
-        detail: dict[str, Any] = {"error": msgspec.Raw(describe(error).encode()), "failed_seqs": failed_steps(error)}
+        if isinstance(error, Snooze):
+            return self.settlement("retry", {"delay": seconds(error.delay)})
+        detail: dict[str, Any] = {"errors": [_described(error)], "failed_seqs": failed_steps(error)}
         if isinstance(error, Cancel):
-            return self._settlement("cancelled", detail)
+            return self.settlement("cancelled", detail)
         if function is not None:
             policy = self._policy(function)
             failed = await self.ground.sessions.run(protocol.attempts(self.job_id, None)) + 1
             if policy.again(failed, error):
-                return self._settlement("retry", {**detail, "delay": policy.wait(failed)})
+                return self.settlement("retry", {**detail, "delay": policy.wait(failed)})
         kind = type(error).__qualname__  # the message may hold payload
         log.warning('job %s (%s) failed: %s (see "pgqueue show %s")', self.job_id, self.name, kind, self.job_id)
-        return self._settlement("failed", detail)
+        return self.settlement("failed", detail)
 
     def _policy(self, function: Function[Any, Any]) -> Retry:
         said = (self.job.policy or {}).get("retry")
         own = function.definition.retry
         return own if said is None else Retry(**said, only=own.only, never=own.never)
 
-    def _settlement(self, how: Any, detail: dict[str, Any]) -> Settlement:
+    def settlement(self, how: Any, detail: dict[str, Any]) -> Settlement:
         return Settlement(self.job, how, None, self.history.seen, msgspec.json.encode(detail).decode())
 
     def only_in_the_worker(self) -> None:
@@ -224,9 +239,35 @@ class JobRun:
         if self._ending is not None:
             raise self._ending
 
-    def _end(self, ending: BaseException) -> NoReturn:
+    async def peek(self) -> Recorded | None:
+        """The next step that is stored, if this run has not come to it yet."""
+        try:
+            return await self.history.peek()
+        except Restart as restart:
+            self.end(restart)
+
+    def unwind(self, settlement: Settlement) -> NoReturn:
+        """Leave the user's code, because this is what becomes of the job now."""
+        self.end(Unwind(settlement))
+
+    def merged(self, endings: Sequence[BaseException]) -> BaseException:
+        """Steps that ran at once have ended their run, each in its own way: how it ends."""
+        for kind in (ClaimLost, Restart):
+            for ending in endings:
+                if isinstance(ending, kind):
+                    return ending
+        settlements = [ending.settlement for ending in endings if isinstance(ending, Unwind) and ending.settlement is not None]
+        for settlement in settlements:
+            if settlement.how != "retry":
+                return Unwind(settlement)
+        details = [msgspec.json.decode(settlement.detail or "{}") for settlement in settlements]
+        errors = [error for detail in details for error in detail.get("errors", [])]
+        return Unwind(self.settlement("retry", {"errors": errors, "delay": max(detail["delay"] for detail in details)}))
+
+    def end(self, ending: BaseException) -> NoReturn:
         """Leave the user's code for good: whatever it catches, its next call comes back here."""
-        self._ending = ending
+        if not self.in_parallel:
+            self._ending = ending
         raise ending
 
     # ------------------------------------------------------------------------------------- what the code calls
@@ -251,6 +292,8 @@ class JobRun:
                 f"{function.name} was called in a thread of an async workflow: call it from the workflow itself, with "
                 f"await {function.short_name}.aio(...)"
             )
+        if function.kind == "workflow" and self.in_body:
+            return self.gather([Call(function, arguments, Options())], False)[0]
         return blocking(self._call(function, self._number(function), arguments))
 
     def acall(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
@@ -260,46 +303,55 @@ class JobRun:
             raise WrongColour(
                 f"{function.name} has to be awaited, and was called in a def: make the caller an async def, or this one a def"
             )
+        if function.kind == "workflow" and self.in_body:
+            return _first(self.agather([Call(function, arguments, Options())], False))
         return self._call(function, self._number(function), arguments)
 
     def _number(self, function: Function[Any, Any]) -> int | None:
         """The number of the step that begins with this call. None: it is a plain call, a part of the step it is called from."""
         self._check_ending()
-        if function.kind == "workflow":
-            raise PgQueueError(f"{function.name}: a workflow cannot be called from a job yet; enqueue it instead")
         if _open_step.get() is None:
-            self._check_free(function)
+            self.check_free(function.name)
             return self.history.give()
+        if function.kind == "workflow":
+            raise OutsideJob(f"{function.name} is a workflow and was called inside a step: enqueue it there, or call it outside")
         return None
 
-    def _check_free(self, function: Function[Any, Any]) -> None:
-        if self.open_step is not None:
+    def check_free(self, what: str) -> None:
+        """The workflow's own code calls something. OutsideJob while a step runs."""
+        self._check_ending()
+        for step in self.open_steps:
             raise OutsideJob(
-                f"{function.name} was called while step {self.open_step.seq} was running: a workflow runs one step at a time"
+                f"{what} was called while step {step.seq} was running: a workflow runs one step at a time, or several in gather()"
             )
 
     async def _call(self, function: Function[Any, Any], seq: int | None, arguments: dict[str, Any]) -> Any:
         self._check_ending()
         if seq is None:
             return await self._nested(function, arguments)
-        self._check_free(function)
-        with self._inside(seq):
-            recorded = await self._find(function, seq)
-            if recorded is not None:
-                await self.ground.others_first()  # also so that a second step beside it is an error in a replay too
-                return self._replayed(function, seq, recorded)
-            failpoint("step.between")
-            if function.kind == "transaction":
-                return await self._as_transaction(function, seq, arguments, whole=False)
-            return await self._as_step(function, seq, arguments)
+        self.check_free(function.name)
+        with self.inside(seq):
+            [recorded] = await self.find([Wanted(seq, function.name, function.known_names)])
+            return await self.perform(function, seq, arguments, recorded)
 
-    async def _find(self, function: Function[Any, Any], seq: int) -> Recorded | None:
+    async def perform(self, function: Function[Any, Any], seq: int, arguments: dict[str, Any], recorded: Recorded | None) -> Any:
+        """A step: replayed, or run and checkpointed."""
+        if recorded is not None:
+            await self.ground.others_first()  # also so that a second step beside it is an error in a replay too
+            return self._replayed(function, seq, recorded)
+        failpoint("step.between")
+        if function.kind == "transaction":
+            return await self._as_transaction(function, seq, arguments, whole=False)
+        return await self._as_step(function, seq, arguments)
+
+    async def find(self, steps: Sequence[Wanted]) -> list[Recorded | None]:
+        """What is stored of these steps, which begin now."""
         try:
-            return await self.history.find(seq, function.name, function.known_names)
+            return await self.history.find_all(steps)
         except NonDeterministic as error:  # must not be caught by the workflow, which would go on with wrong results
-            self._end(Unwind(await self._ended_badly(error, None)))
+            self.end(Unwind(await self._ended_badly(error, None)))
         except Restart as restart:
-            self._end(restart)
+            self.end(restart)
 
     async def _nested(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Any:
         """Inside a step another one is a plain call: it is part of that step."""
@@ -343,9 +395,10 @@ class JobRun:
                 raise WrongColour(
                     "enqueue() in a thread cannot join the transaction of an async def: await f.aenqueue(...) in it"
                 )
-            return self.app.client.send(descriptions, tx)
-        result: list[str] = self.call(_enqueue_step(self.app), {"descriptions": descriptions})
-        return result
+            return self.app.client.send(self._children(descriptions), tx)
+        step = _enqueue_step(self.app)
+        seq = self._number(step)
+        return blocking(self._call(step, seq, {"descriptions": self._children(descriptions, seq)}))
 
     def aenqueue(self, descriptions: Sequence[dict[str, Any]]) -> Coroutine[Any, Any, list[str]]:
         """The same, to be awaited."""
@@ -353,17 +406,113 @@ class JobRun:
         if not self.ground.on_loop:
             raise WrongColour("aenqueue() has to be awaited, and was called in a def: use enqueue()")
         if _open_step.get() is not None:
-            return self.app.async_client.send(descriptions, self._own_step("aenqueue()").tx)
-        return self.acall(_async_enqueue_step(self.app), {"descriptions": descriptions})
+            return self.app.async_client.send(self._children(descriptions), self._own_step("aenqueue()").tx)
+        step = _async_enqueue_step(self.app)
+        seq = self._number(step)
+        return self._call(step, seq, {"descriptions": self._children(descriptions, seq)})
+
+    def _children(self, descriptions: Sequence[dict[str, Any]], seq: int | None = None) -> list[dict[str, Any]]:
+        """They are children of this job: they are cancelled with it, and have its meta."""
+        step = _open_step.get()
+        place = seq or (step.seq if step is not None else None)
+        return [
+            {**self.inherited(), **d, "parent": self.job_id, "parent_seq": place, "ordinal": i}
+            for i, d in enumerate(descriptions)
+        ]
+
+    def inherited(self) -> dict[str, Any]:
+        """What children have of their parent, where nothing else is said."""
+        return {"meta": self.meta} if self.meta else {}
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the producer attached."""
+        meta: dict[str, Any] = (self.job.policy or {}).get("meta", {})
+        return meta
+
+    @property
+    def in_body(self) -> bool:
+        return _open_step.get() is None
+
+    def _durable(self, what: str, awaited: bool) -> None:
+        """Something for the body of a workflow is called."""
+        self.only_in_the_worker()
+        if not self.in_body:
+            raise OutsideJob(f"{what} was called inside a step: it is for the workflow itself")
+        if awaited and not self.ground.on_loop:
+            raise WrongColour(f"{what}: .aio() has to be awaited, and was called in a def: leave out .aio")
+        if not awaited and self.ground.is_async:
+            raise WrongColour(f"{what} would block the event loop: in async code write await {what.partition('(')[0]}.aio(...)")
+        self.check_free(what)
+
+    def tell(self, name: str, call: protocol.Call[T]) -> T:
+        if not self.in_body:
+            tx = self._own_step(name).tx
+            return run(tx, call) if tx is not None else blocking(self.app.client.pool.run(call))
+        self._durable(name, awaited=False)
+
+        def tell(tx: psycopg.Connection[Any]) -> T:
+            return run(tx, call)
+
+        step: Function[Any, T] = Transaction(self.app, tell, Definition(name=name))
+        return blocking(self._call(step, self._number(step), {}))
+
+    def atell(self, name: str, call: protocol.Call[T]) -> Coroutine[Any, Any, T]:
+        if not self.in_body:
+            tx = self._own_step(name).tx
+            return run_async(tx, call) if tx is not None else self.app.async_client.pool.run(call)
+        self._durable(name, awaited=True)
+
+        async def tell(tx: psycopg.AsyncConnection[Any]) -> T:
+            return await run_async(tx, call)
+
+        step: Function[Any, T] = AsyncTransaction(self.app, tell, Definition(name=name))
+        return self._call(step, self._number(step), {})
+
+    def wait(self, wait: Wait) -> Any:
+        self._durable(wait.what, awaited=False)
+        return blocking(self._waited(self.history.give(), wait))
+
+    def await_(self, wait: Wait) -> Coroutine[Any, Any, Any]:
+        self._durable(wait.what, awaited=True)
+        return self._waited(self.history.give(), wait)
+
+    async def _waited(self, seq: int, wait: Wait) -> Any:
+        came = await waits.wait(self, seq, wait)
+        return None if wait.kind == "sleep" else waits.value_of(came, wait)
+
+    def gather(self, calls: Sequence[Call[Any]], return_exceptions: bool) -> list[Any]:
+        self._durable("gather()", awaited=False)
+        return blocking(Gather(self, calls).results(return_exceptions))
+
+    def agather(self, calls: Sequence[Call[Any]], return_exceptions: bool) -> Coroutine[Any, Any, list[Any]]:
+        self._durable("gather()", awaited=True)
+        return Gather(self, calls).results(return_exceptions)
+
+    def patched(self, name: str) -> bool:
+        self._durable("patched()", awaited=False)
+        return blocking(waits.patched(self, name))
+
+    def apatched(self, name: str) -> Coroutine[Any, Any, bool]:
+        self._durable("patched()", awaited=True)
+        return waits.patched(self, name)
+
+    def job_result(self, job: str, codec: Codec) -> Any:
+        self._durable("result()", awaited=False)
+        return blocking(waits.job_result(self, self.history.give(), job, codec))
+
+    def ajob_result(self, job: str, codec: Codec) -> Coroutine[Any, Any, Any]:
+        self._durable("result()", awaited=True)
+        return waits.job_result(self, self.history.give(), job, codec)
 
     def _own_step(self, what: str) -> OpenStep:
         """The step that the caller is a part of, if it is still open."""
         step = _open_step.get()
-        if step is None or step is not self.open_step:
+        if step is None or step not in self.open_steps:
             raise OutsideJob(f"{what} was called from a thread or a task that outlived its step: end it before the step returns")
         return step
 
-    def _inside(self, seq: int) -> _Inside:
+    def inside(self, seq: int) -> _Inside:
         """A block in which the code of this step runs."""
         return _Inside(self, OpenStep(seq, threading.get_ident()))
 
@@ -377,10 +526,9 @@ class JobRun:
     # -------------------------------------------------------------------------------------------------- steps
 
     def _replayed(self, function: Function[Any, Any], seq: int, recorded: Recorded) -> Any:
-        result, error = recorded
-        if result is None:
-            raise StepFailed(read_error(error), function.name, seq)
-        return function.result.decode(result, f"the result of {function.name}")
+        if recorded.result is None:
+            raise StepFailed(read_error(recorded.error), function.name, seq)
+        return function.result.decode(recorded.result, f"the result of {function.name}")
 
     async def _as_step(self, function: Function[Any, Any], seq: int, arguments: dict[str, Any]) -> Any:
         failpoint("step.before_effect")
@@ -393,7 +541,7 @@ class JobRun:
             return await self._step_failed(function, seq, error)
         self.only_in_the_worker()
         failpoint("step.after_effect")
-        await self._store(function, seq, text, None)
+        await self.store(seq, function.name, text)
         failpoint("step.checkpointed")
         return function.result.decode(text, f"the result of {function.name}")
 
@@ -408,10 +556,10 @@ class JobRun:
                     log.warning(
                         "job %s: %s meets another transaction's locks or writes again and again", self.job_id, function.name
                     )
-                    self._end(Unwind(self._settlement("retry", {"delay": 1.0})))
+                    self.end(Unwind(self.settlement("retry", {"delay": 1.0})))
                 await self.ground.sessions.pause(min(0.5, 0.005 * 2**tries))
             except (Unwind, Restart, ClaimLost) as ending:
-                self._end(ending)
+                self.end(ending)
             except BaseException as error:
                 if whole:
                     raise
@@ -419,7 +567,7 @@ class JobRun:
             else:
                 if whole:
                     return None
-                self._stored(seq, cancelled)
+                self.stored(seq, cancelled)
                 return function.result.decode(text, f"the result of {function.name}")
 
     async def _transact(self, function: Function[Any, Any], seq: int, arguments: dict[str, Any], whole: bool) -> tuple[str, bool]:
@@ -435,37 +583,43 @@ class JobRun:
 
     async def _step_failed(self, function: Function[Any, Any], seq: int, error: BaseException) -> NoReturn:
         """A try of a step failed: another one later, or the error becomes its checkpoint and is raised in the workflow."""
+        if isinstance(error, Snooze):
+            self.end(Unwind(self.settlement("retry", {"delay": seconds(error.delay)})))
         text = describe(error)
         failpoint("failure.before_recorded")
         try:
             policy = function.definition.retry
             failed = await self.ground.sessions.run(protocol.attempts(self.job_id, seq)) + 1
             if policy.again(failed, error):
-                detail = {"error": msgspec.Raw(text.encode()), "seq": seq, "delay": policy.wait(failed)}
-                self._end(Unwind(self._settlement("retry", detail)))
-            await self._store(function, seq, None, text)
+                detail = {"errors": [{**_described(error), "seq": seq}], "delay": policy.wait(failed)}
+                self.end(Unwind(self.settlement("retry", detail)))
+            await self.store(seq, function.name, None, text)
         except Restart as restart:
-            self._end(restart)
+            self.end(restart)
         failpoint("failure.recorded")
         raise StepFailed(read_error(text), function.name, seq) from None
 
-    async def _store(self, function: Function[Any, Any], seq: int, result: str | None, error: str | None) -> None:
-        call = protocol.store(self.job_id, self.job.token, self.history.seen, seq, function.name, result, error)
-        try:
-            stored = await self.ground.sessions.run(call)
-        except Restart as restart:
-            self._end(restart)
-        except psycopg.errors.UniqueViolation:  # another run stored this step: read what it stored
-            self._end(Restart())
+    async def store(self, seq: int, name: str, result: str | None, error: str | None = None) -> None:
+        """Store what a step has come to."""
+        stored = await self.ask(protocol.store(self.job_id, self.job.token, self.history.seen, seq, name, result, error))
         if stored == "lost":
-            self._end(ClaimLost())
-        self._stored(seq, stored == "cancel")
+            self.end(ClaimLost())
+        self.stored(seq, stored == "cancel")
 
-    def _stored(self, seq: int, cancelled: bool) -> None:
+    async def ask(self, call: protocol.Call[T]) -> T:
+        """A verb of this run, in a transaction of its own."""
+        try:
+            return await self.ground.sessions.run(call)
+        except Restart as restart:
+            self.end(restart)
+        except psycopg.errors.UniqueViolation:  # another run stored this step: read what it stored
+            self.end(Restart())
+
+    def stored(self, seq: int, cancelled: bool) -> None:
         """The checkpoint is there. If somebody asked for it, the job ends here, before its next step."""
         self.history.stored(seq)
         if cancelled:
-            self._end(Unwind(self._settlement("cancelled", {})))
+            self.end(Unwind(self.settlement("cancelled", {})))
 
     def result_text(self, function: Function[Any, Any], value: Any) -> str:
         """What is stored of a result. Characters that cannot be are replaced: the step has happened."""

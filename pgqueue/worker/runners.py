@@ -48,7 +48,7 @@ async def run_job(
         return await JobRun(app, job, ground, max_bytes, upcoming).execute()
     except Exception as error:  # a bug of ours: this job fails with it, the worker goes on
         log.exception("job %s (%s): internal error", job.id, job.name)
-        return Settlement(job, "failed", None, 0, '{"failed_seqs":[],"error":' + describe(error) + "}")
+        return Settlement(job, "failed", None, 0, '{"failed_seqs":[],"errors":[{"error":' + describe(error) + "}]}")
 
 
 class Threads:

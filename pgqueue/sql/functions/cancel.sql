@@ -13,7 +13,7 @@ BEGIN
     SELECT j.id, pgqueue.clock() FROM pgqueue.job j LEFT JOIN pgqueue.outcome o ON o.job_id = j.id
      WHERE j.id = ANY (jobs) AND o.job_id IS NULL
     ON CONFLICT DO NOTHING;
-    PERFORM pgqueue.wake_idle();
+    PERFORM pg_notify('pgqueue_wake', '');
     RETURN QUERY
     SELECT g.id, CASE WHEN j.id IS NULL THEN 'unknown' ELSE coalesce(o.status, 'requested') END
       FROM unnest(jobs) g(id)

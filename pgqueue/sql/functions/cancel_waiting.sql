@@ -6,7 +6,7 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 AS $$
 #variable_conflict use_column
 DECLARE
-    cancelled bigint;
+    cancelled uuid[];
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     WITH asleep AS MATERIALIZED (
@@ -27,7 +27,10 @@ BEGIN
     ), honoured AS (
         DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (ARRAY(SELECT e.job_id FROM ended e))
     )
-    SELECT count(*) INTO cancelled FROM ended;
-    RETURN cancelled;
+    SELECT array_agg(e.job_id) INTO cancelled FROM ended e;
+    IF cancelled IS NOT NULL THEN
+        PERFORM pgqueue.ended(cancelled);
+    END IF;
+    RETURN coalesce(cardinality(cancelled), 0);
 END
 $$;

@@ -1,12 +1,13 @@
 -- Take up to `amount` ready jobs for a worker: they leave `ready` and enter `running` under the caller's random token.
--- A job whose workflow the worker does not know is put aside, and taken from there by whoever knows it. A job that
--- somebody asked to cancel ends here.
+-- A job whose workflow (or version of it: names are "name" or "name@2") the worker does not know is put aside, and taken from
+-- there by whoever knows it. A job that somebody asked to cancel ends here, and so does one that comes too late.
 --
 -- hints: for each queue its 20 lanes' lowest position worth looking at; behind it there are only dead index entries.
 -- It is an optimisation and never the truth: zeros look from the start, which a claimer does now and then.
 CREATE OR REPLACE FUNCTION pgqueue.claim(
     worker uuid, token bigint, queues text[], names text[], amount integer, hints bigint[], backwards boolean)
-RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb, suspect boolean)
+RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb, suspect boolean,
+               seconds_left double precision)
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -41,32 +42,43 @@ BEGIN
         ), gone AS (
             DELETE FROM pgqueue.ready r WHERE r.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING r.*
         ), known AS MATERIALIZED (
-            SELECT g.*, j.name, j.input, j.policy, j.name = ANY (names) AS mine, c.job_id IS NOT NULL AS cancelled
+            SELECT g.*, v.name, j.input, j.policy, j.parent, v.name = ANY (names) AS mine, (j.policy ->> 'deadline')::timestamptz AS deadline,
+                   CASE WHEN c.job_id IS NOT NULL THEN 'cancelled'
+                        WHEN (j.policy ->> 'deadline')::timestamptz <= stamp THEN 'timeout'
+                        WHEN g.lane % 2 = 1 AND (j.policy ->> 'expires_at')::timestamptz <= stamp THEN 'expired' END AS over
               FROM gone g
               JOIN pgqueue.job j ON j.id = g.job_id
+             CROSS JOIN LATERAL (SELECT CASE j.version WHEN 1 THEN j.name ELSE j.name || '@' || j.version END) v(name)
               LEFT JOIN pgqueue.cancel_request c ON c.job_id = g.job_id
-        ), cancelled AS (
-            INSERT INTO pgqueue.outcome (job_id, status, finished_at)
-            SELECT k.job_id, 'cancelled', stamp FROM known k WHERE k.cancelled
+        ), ended AS (
+            INSERT INTO pgqueue.outcome (job_id, status, error, finished_at)
+            SELECT k.job_id, CASE k.over WHEN 'timeout' THEN 'failed' ELSE 'cancelled' END,
+                   CASE k.over WHEN 'timeout' THEN '{"type":"JobTimeout","message":"the time limit of the job is over"}'
+                               WHEN 'expired' THEN '{"type":"Expired","message":"no worker began the job in time"}' END, stamp
+              FROM known k WHERE k.over IS NOT NULL
             ON CONFLICT DO NOTHING
+            RETURNING job_id
         ), honoured AS (
-            DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (ARRAY(SELECT k.job_id FROM known k WHERE k.cancelled))
+            DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (ARRAY(SELECT k.job_id FROM known k WHERE k.over IS NOT NULL))
+        ), followed AS (
+            INSERT INTO pgqueue.wakeup (pos, ended) SELECT nextval('pgqueue.position'), e.job_id FROM ended e
+            RETURNING pg_notify('pgqueue_wake', '')
         ), strangers AS (
             INSERT INTO pgqueue.waiting (job_id, kind, key, queue, lane)
-            SELECT k.job_id, 'name', k.name, k.queue, k.lane FROM known k WHERE NOT k.mine AND NOT k.cancelled
+            SELECT k.job_id, 'name', k.name, k.queue, k.lane FROM known k WHERE NOT k.mine AND k.over IS NULL
             ON CONFLICT DO NOTHING
         ), started AS (
-            INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, suspect)
-            SELECT k.job_id, token, worker, k.queue, k.lane, k.pos, stamp, k.suspect FROM known k WHERE k.mine AND NOT k.cancelled
+            INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, suspect, parent)
+            SELECT k.job_id, token, worker, k.queue, k.lane, k.pos, stamp, k.suspect, k.parent FROM known k WHERE k.mine AND k.over IS NULL
             ON CONFLICT (job_id) DO NOTHING
             RETURNING pos
         ), conflicts AS (
             SELECT nextval('pgqueue.conflict')
-              FROM generate_series(1, (SELECT count(*) FROM known k WHERE k.mine AND NOT k.cancelled) - (SELECT count(*) FROM started))
+              FROM generate_series(1, (SELECT count(*) FROM known k WHERE k.mine AND k.over IS NULL) - (SELECT count(*) FROM started))
         )
-        SELECT k.job_id, k.name, k.input, k.queue, k.lane, k.pos, k.policy, k.suspect
+        SELECT k.job_id, k.name, k.input, k.queue, k.lane, k.pos, k.policy, k.suspect, extract(epoch FROM k.deadline - stamp)::float8
           FROM known k
-         WHERE k.mine AND NOT k.cancelled                     -- and was inserted: a duplicate never goes to two workers
+         WHERE k.mine AND k.over IS NULL                      -- and was inserted: a duplicate never goes to two workers
            AND ((SELECT count(*) FROM conflicts) = 0 OR k.pos = ANY (ARRAY(SELECT s.pos FROM started s)));
         GET DIAGNOSTICS served = ROW_COUNT;
         wanted := wanted - served;

@@ -1,7 +1,8 @@
 -- The part of claim that takes jobs put aside by workers that did not know their workflow. Straight from `waiting` to
 -- `running`: a way through `ready` would hand them to the same ignorant workers again.
 CREATE OR REPLACE FUNCTION pgqueue.claim_known(worker uuid, token bigint, queues text[], names text[], amount integer)
-RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb, suspect boolean)
+RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb, suspect boolean,
+               seconds_left double precision)
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -22,12 +23,14 @@ BEGIN
     ), gone AS (
         DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING w.*
     ), started AS (
-        INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at)
-        SELECT g.job_id, token, worker, g.queue, g.lane, nextval('pgqueue.position'), pgqueue.clock() FROM gone g
+        INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, parent)
+        SELECT g.job_id, token, worker, g.queue, g.lane, nextval('pgqueue.position'), pgqueue.clock(), j.parent
+          FROM gone g JOIN pgqueue.job j ON j.id = g.job_id
         ON CONFLICT (job_id) DO NOTHING
         RETURNING job_id, queue, lane, pos
     )
-    SELECT s.job_id, j.name, j.input, s.queue, s.lane, s.pos, j.policy, false
+    SELECT s.job_id, CASE j.version WHEN 1 THEN j.name ELSE j.name || '@' || j.version END, j.input, s.queue, s.lane, s.pos, j.policy,
+           false, extract(epoch FROM (j.policy ->> 'deadline')::timestamptz - pgqueue.clock())::float8
       FROM started s JOIN pgqueue.job j ON j.id = s.job_id;
 END
 $$;

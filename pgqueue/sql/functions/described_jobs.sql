@@ -5,10 +5,12 @@ LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 DECLARE
-    allowed CONSTANT text[] := '{name,input,queue,id,job_id,priority,delay,run_at,key,retry,max_crashes,parent}';
+    allowed CONSTANT text[] := '{name,input,queue,id,job_id,priority,delay,run_at,key,retry,max_crashes,
+        timeout,expires,meta,version,parent,parent_seq,ordinal}';
     limits pgqueue.installation;
     stamp  timestamptz := pgqueue.clock();
     job    pgqueue.job;
+    due    timestamptz;
     item   record;
 BEGIN
     IF json_typeof(jobs) IS DISTINCT FROM 'array' THEN
@@ -19,10 +21,11 @@ BEGIN
     SELECT * INTO limits FROM pgqueue.installation WHERE only_row;
     FOR item IN
         SELECT g.*, w.name AS known, w.origin, w.queue AS usual_queue, w.priority AS usual_priority, w.key AS key_parameter,
-               q.name AS declared
+               w.version AS usual_version, w.timeout AS usual_timeout, q.name AS declared
           FROM json_to_recordset(jobs) AS g(name text, input json, queue text, id text, job_id uuid, priority integer,
                                             delay interval, run_at timestamptz, key text, retry jsonb, max_crashes integer,
-                                            parent uuid)
+                                            timeout double precision, expires double precision, meta jsonb, version integer,
+                                            parent uuid, parent_seq integer, ordinal integer)
           LEFT JOIN pgqueue.workflow w ON w.name = g.name
           LEFT JOIN pgqueue.queue q ON q.name = coalesce(g.queue, w.queue)
     LOOP
@@ -45,6 +48,12 @@ BEGIN
             PERFORM pgqueue.refuse('PQ004', format('priority %s is not between 0 (first) and 9 (last)', item.priority));
         ELSIF item.delay < interval '0' THEN
             PERFORM pgqueue.refuse('PQ004', format('the delay %s is negative', item.delay));
+        ELSIF item.timeout NOT BETWEEN 0.001 AND 31622400000 OR item.expires NOT BETWEEN 0 AND 31622400000 THEN
+            PERFORM pgqueue.refuse('PQ004', 'timeout and expires are seconds, up to 1000 years');
+        ELSIF jsonb_typeof(item.meta) <> 'object' OR octet_length(item.meta::text) > 8192 THEN
+            PERFORM pgqueue.refuse('PQ004', 'meta is a JSON object of up to 8 KiB');
+        ELSIF item.version < 1 THEN
+            PERFORM pgqueue.refuse('PQ004', format('version %s is less than 1', item.version));
         ELSIF item.max_crashes < 1 THEN
             PERFORM pgqueue.refuse('PQ004', format('max_crashes %s is less than 1', item.max_crashes));
         ELSIF jsonb_typeof(item.retry) <> 'object' OR item.retry - '{attempts,backoff,cap,jitter}'::text[] <> '{}'
@@ -68,9 +77,16 @@ BEGIN
         job.priority := coalesce(item.priority, item.usual_priority, 5);
         job.input := coalesce(item.input::text, '{}');
         job.key := coalesce(item.key, item.input ->> item.key_parameter);
-        job.policy := nullif(jsonb_strip_nulls(jsonb_build_object('retry', item.retry, 'max_crashes', item.max_crashes)), '{}');
         job.run_at := CASE WHEN item.delay IS NULL THEN item.run_at ELSE coalesce(item.run_at, stamp) + item.delay END;
+        due := greatest(job.run_at, stamp);
+        job.policy := nullif(jsonb_strip_nulls(jsonb_build_object('retry', item.retry, 'max_crashes', item.max_crashes,
+                'deadline', due + make_interval(secs => coalesce(item.timeout, item.usual_timeout)),
+                'expires_at', due + make_interval(secs => item.expires)))
+            || CASE WHEN item.meta IS NULL THEN '{}' ELSE jsonb_build_object('meta', item.meta) END, '{}');
+        job.version := coalesce(item.version, item.usual_version, 1);
         job.parent := item.parent;
+        job.parent_seq := item.parent_seq;
+        job.ordinal := item.ordinal;
         job.created_at := stamp;
         RETURN NEXT job;
     END LOOP;

@@ -4,6 +4,8 @@ CREATE OR REPLACE FUNCTION pgqueue.finish(job uuid, token bigint, result text, x
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
 AS $$
+DECLARE
+    parent uuid;
 BEGIN
     IF pg_current_xact_id_if_assigned() IS DISTINCT FROM xid THEN
         PERFORM pgqueue.refuse('PQ008', 'the job ended the transaction it was given, so its outcome cannot commit with its writes',
@@ -12,13 +14,16 @@ BEGIN
     IF current_setting('synchronous_commit') = 'off' THEN     -- asked here too: a call is a tenth of this function's time
         PERFORM pgqueue.durable_commit();
     END IF;
-    DELETE FROM pgqueue.running r WHERE r.job_id = job AND r.claim = token;
+    DELETE FROM pgqueue.running r WHERE r.job_id = job AND r.claim = token RETURNING r.parent INTO parent;
     IF NOT FOUND THEN
         PERFORM pgqueue.refuse('PQ009', format('job %s is not held by this claim', job));
     END IF;
     INSERT INTO pgqueue.outcome (job_id, status, result, claim, finished_at)
     VALUES (job, 'succeeded', finish.result, token, pgqueue.clock());
     DELETE FROM pgqueue.cancel_request c WHERE c.job_id = job;
+    IF parent IS NOT NULL THEN
+        PERFORM pgqueue.look_again(ARRAY[parent]);
+    END IF;
     RETURN true;
 END
 $$;

@@ -28,6 +28,10 @@ BEGIN
         DELETE FROM pgqueue.checkpoint c WHERE c.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
     ), attempts AS (
         DELETE FROM pgqueue.attempt a WHERE a.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
+    ), waits AS (
+        DELETE FROM pgqueue.wait w WHERE w.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
+    ), messages AS (
+        DELETE FROM pgqueue.message m WHERE m.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
     ), jobs AS (
         DELETE FROM pgqueue.job j WHERE j.id = ANY ((SELECT i.list FROM ids i)::uuid[])
     )

@@ -15,6 +15,7 @@ DECLARE
     stamp timestamptz := pgqueue.clock();
     fenced pgqueue.worker;
     alone  boolean;
+    ended  uuid[];
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     PERFORM FROM pgqueue.worker w WHERE w.id = reap.worker AND w.fenced_at IS NULL;
@@ -58,7 +59,7 @@ BEGIN
                json_build_object('type', 'WorkerDied', 'message', reason), d.worker,
                (SELECT w.host FROM pgqueue.worker w WHERE w.id = d.worker), d.started_at, stamp
           FROM judged d WHERE d.charged OR (reap.kind = 'lost' AND reason IS NOT NULL)
-    ), ended AS (
+    ), over AS (
         INSERT INTO pgqueue.outcome (job_id, status, error, claim, finished_at)
         SELECT d.job_id, CASE WHEN d.cancelled THEN 'cancelled' ELSE 'failed' END,
                CASE WHEN NOT d.cancelled THEN json_build_object('type', 'WorkerDied', 'message',
@@ -78,8 +79,12 @@ BEGIN
     ), gone AS (
         DELETE FROM pgqueue.running r WHERE r.ctid = ANY (ARRAY(SELECT h.tid FROM held h))
     )
-    SELECT count(*) FILTER (WHERE NOT d.poison), count(*) FILTER (WHERE d.poison)
-      INTO given_back, failed FROM judged d;
+    SELECT count(*) FILTER (WHERE NOT d.poison), count(*) FILTER (WHERE d.poison),
+           array_agg(d.job_id) FILTER (WHERE d.poison OR d.cancelled)
+      INTO given_back, failed, ended FROM judged d;
+    IF ended IS NOT NULL THEN
+        PERFORM pgqueue.ended(ended);
+    END IF;
     SELECT count(*) INTO still_held FROM pgqueue.running r WHERE r.worker = reap.worker;
     IF still_held = 0 THEN
         DELETE FROM pgqueue.worker w WHERE w.id = reap.worker;

@@ -9,10 +9,23 @@ DECLARE
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     PERFORM pgqueue.durable_commit();
+    WITH RECURSIVE failed AS (                               -- where a child's failure was the reason, the child runs again too
+        SELECT o.job_id, o.failed_seqs FROM pgqueue.outcome o WHERE o.job_id = ANY (jobs) AND o.status <> 'succeeded'
+         UNION
+        SELECT o.job_id, o.failed_seqs
+          FROM failed f
+          JOIN pgqueue.job c ON c.parent = f.job_id
+          LEFT JOIN pgqueue.wait w ON w.job_id = f.job_id AND w.kind = 'job' AND w.key = c.id::text
+          JOIN pgqueue.outcome o ON o.job_id = c.id AND o.status <> 'succeeded'
+         WHERE c.parent_seq = ANY (f.failed_seqs) OR w.seq = ANY (f.failed_seqs)
+    )
+    SELECT array_agg(f.job_id) INTO again FROM failed f;
     WITH ended AS (
-        DELETE FROM pgqueue.outcome o WHERE o.job_id = ANY (jobs) AND o.status <> 'succeeded' RETURNING o.*
+        DELETE FROM pgqueue.outcome o WHERE o.job_id = ANY (again) AND o.status <> 'succeeded' RETURNING o.*
     ), forgotten AS (
         DELETE FROM pgqueue.checkpoint c USING ended e WHERE c.job_id = e.job_id AND c.seq = ANY (e.failed_seqs)
+    ), unwaited AS (
+        DELETE FROM pgqueue.wait w USING ended e WHERE w.job_id = e.job_id AND w.seq = ANY (e.failed_seqs)
     ), recorded AS (
         INSERT INTO pgqueue.attempt (job_id, kind, checkpoints, error, ended_at)
         SELECT e.job_id, 'requeue', (SELECT count(*) FROM pgqueue.checkpoint c WHERE c.job_id = e.job_id), e.error, pgqueue.clock()

@@ -1,8 +1,8 @@
 -- End many claims at once. how[i] says what becomes of job i:
 --   succeeded, failed, cancelled   an outcome             release   back to ready, nothing counted
---   retry                          due again after its delay, with an attempt row
+--   retry                          due again after its delay, with an attempt row        suspend   waits: see suspend()
 -- seen[i] is the last checkpoint that the run saw (0: none); details[i] is JSON for what did not succeed:
--- {"error": {...}, "seq": the step, "delay": seconds, "failed_seqs": [...]}.
+-- {"errors": [{"error": {...}, "seq": the step}], "delay": seconds, "failed_seqs": [...]}.
 --
 -- Returns only the jobs that were NOT settled: `lost` (the claim is gone: discard the result) or `busy` (a session of the
 -- job still holds it: send it again). Sending the same settlement twice is safe. Rows that are locked are skipped, so that
@@ -17,6 +17,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     settled uuid[];
+    badly   uuid[];
     stamp   timestamptz := pgqueue.clock();
 BEGIN
     PERFORM pgqueue.assert_read_committed();
@@ -28,19 +29,21 @@ BEGIN
           JOIN pgqueue.running r ON r.job_id = g.job_id AND r.claim = g.token
           LEFT JOIN pgqueue.cancel_request c ON c.job_id = g.job_id
           LEFT JOIN pgqueue.checkpoint k ON k.job_id = g.job_id AND k.seq = nullif(g.seen, 0)
-         WHERE g.seen = 0 OR k.job_id IS NOT NULL
+         WHERE (g.seen = 0 OR k.job_id IS NOT NULL) AND g.how <> 'suspend'
          ORDER BY r.job_id
            FOR UPDATE OF r SKIP LOCKED
     ), attempts AS (
         INSERT INTO pgqueue.attempt (job_id, claim, seq, kind, checkpoints, error, worker, host, started_at, ended_at)
-        SELECT h.job_id, h.claim, (h.detail ->> 'seq')::integer, 'error',
+        SELECT h.job_id, h.claim, (e.value ->> 'seq')::integer, coalesce(e.value ->> 'kind', 'error'),
                (SELECT count(*) FROM pgqueue.checkpoint c WHERE c.job_id = h.job_id),
-               h.detail ->> 'error', h.worker, w.host, h.started_at, stamp
-          FROM held h LEFT JOIN pgqueue.worker w ON w.id = h.worker
-         WHERE h.detail ->> 'error' IS NOT NULL
+               e.value ->> 'error', h.worker, w.host, h.started_at, stamp
+          FROM held h
+         CROSS JOIN LATERAL json_array_elements(h.detail -> 'errors') e
+          LEFT JOIN pgqueue.worker w ON w.id = h.worker
+         WHERE h.detail IS NOT NULL
     ), ended AS (
         INSERT INTO pgqueue.outcome (job_id, status, result, error, failed_seqs, claim, finished_at)
-        SELECT h.job_id, h.how, h.result, h.detail ->> 'error',
+        SELECT h.job_id, h.how, h.result, h.detail #>> '{errors,0,error}',
                CASE WHEN h.detail IS NULL THEN '{}'
                     ELSE ARRAY(SELECT s::integer FROM json_array_elements_text(h.detail -> 'failed_seqs') s) END, h.claim, stamp
           FROM held h WHERE h.how IN ('succeeded', 'failed', 'cancelled')
@@ -63,13 +66,25 @@ BEGIN
            AND c.seq = ANY (ARRAY(SELECT s::integer FROM json_array_elements_text(h.detail -> 'failed_seqs') s))
     ), gone AS (
         DELETE FROM pgqueue.running r WHERE r.ctid = ANY (ARRAY(SELECT h.tid FROM held h))
+    ), looked AS (
+        INSERT INTO pgqueue.wakeup (pos, job_id)
+        SELECT nextval('pgqueue.position'), h.parent FROM held h WHERE h.parent IS NOT NULL AND h.how = 'succeeded' GROUP BY h.parent
+        RETURNING pg_notify('pgqueue_wake', '')
     ), conflicts AS (
         SELECT nextval('pgqueue.conflict')
           FROM generate_series(1, (SELECT count(*) FROM held h WHERE h.how IN ('succeeded', 'failed', 'cancelled'))
                                   - (SELECT count(*) FROM ended))
     )
-    SELECT array_agg(h.job_id) INTO settled FROM held h
+    SELECT array_agg(h.job_id), array_agg(h.job_id) FILTER (WHERE h.how IN ('failed', 'cancelled')) INTO settled, badly FROM held h
      WHERE (SELECT count(*) FROM conflicts) >= 0;
+    IF badly IS NOT NULL THEN
+        PERFORM pgqueue.ended(badly);
+    END IF;
+    IF 'suspend' = ANY (how) THEN
+        settled := coalesce(settled, '{}') || (
+            SELECT pgqueue.suspend(array_agg(g.job), array_agg(g.token), array_agg(g.seen), array_agg(g.detail))
+              FROM unnest(jobs, tokens, how, seen, details) AS g(job, token, how, seen, detail) WHERE g.how = 'suspend');
+    END IF;
 
     PERFORM pgqueue.wake_idle() FROM unnest(how, details) AS g(how, detail)      -- for whoever is idle, before they look again
       WHERE g.how = 'release' OR (g.how = 'retry' AND (g.detail ->> 'delay')::float8 < 1) LIMIT 1;

@@ -1,0 +1,60 @@
+-- Durable workflows: jobs that wait for a time, an event, a message or another job, children, time limits, versions.
+
+-- These return one column more from now on.
+DROP FUNCTION IF EXISTS pgqueue.claim(uuid, bigint, text[], text[], integer, bigint[], boolean);
+DROP FUNCTION IF EXISTS pgqueue.claim_known(uuid, bigint, text[], text[], integer);
+
+ALTER TABLE pgqueue.job
+    ADD COLUMN parent_seq integer,                         -- the step of the parent that it belongs to
+    ADD COLUMN ordinal    integer,                         -- which of the jobs of that step
+    ADD COLUMN version    integer NOT NULL DEFAULT 1 CHECK (version > 0);
+DROP INDEX pgqueue.job_parent;
+CREATE INDEX job_parent ON pgqueue.job (parent, parent_seq, ordinal) WHERE parent IS NOT NULL;
+
+ALTER TABLE pgqueue.workflow
+    ADD COLUMN version    integer NOT NULL DEFAULT 1,      -- the version of jobs whose producer does not have the code
+    ADD COLUMN timeout    double precision,                -- seconds
+    ADD COLUMN on_failure text;                            -- the workflow that is enqueued when a job of this one fails
+
+-- A wait of a job that left its worker: the point in its history where it waits, for what, and until when.
+CREATE TABLE pgqueue.wait (
+    job_id   uuid NOT NULL,
+    seq      integer NOT NULL CHECK (seq BETWEEN 1 AND 50000),
+    name     text NOT NULL,
+    kind     text NOT NULL CHECK (kind IN ('sleep', 'event', 'message', 'job', 'children')),
+    key      text NOT NULL,
+    until    timestamptz CHECK (isfinite(until) AND until < '9999-01-01'),
+    began_at timestamptz NOT NULL,
+    PRIMARY KEY (job_id, seq)
+);
+
+CREATE TABLE pgqueue.event (
+    key     text PRIMARY KEY CHECK (octet_length(key) BETWEEN 1 AND 512),
+    value   text NOT NULL,                                 -- JSON as text
+    sent_at timestamptz NOT NULL
+);
+CREATE INDEX event_sent ON pgqueue.event (sent_at);
+
+CREATE TABLE pgqueue.message (
+    job_id  uuid NOT NULL,
+    topic   text NOT NULL CHECK (octet_length(topic) BETWEEN 1 AND 512),
+    pos     bigint NOT NULL,
+    value   text NOT NULL,
+    sent_at timestamptz NOT NULL,
+    PRIMARY KEY (job_id, topic, pos)
+);
+
+-- "Look again": whoever writes something that a waiting job may wait for adds a row here in the same transaction, and so does
+-- whoever puts a job into `waiting`. Each is looked at after its commit, so the one that commits last sees both.
+CREATE TABLE pgqueue.wakeup (
+    pos    bigint PRIMARY KEY,
+    event  text,                                           -- at those that wait for this event
+    job_id uuid,                                           -- at this job
+    ended  uuid,                                           -- at what follows from the end of this job
+    CHECK (num_nonnulls(event, job_id, ended) = 1)
+);
+ALTER TABLE pgqueue.wakeup SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, vacuum_truncate = off);
+
+ALTER TABLE pgqueue.waiting DROP CONSTRAINT waiting_kind_check;
+ALTER TABLE pgqueue.waiting ADD CONSTRAINT waiting_kind_check CHECK (kind IN ('name', 'event', 'message', 'job', 'children'));
+ALTER TABLE pgqueue.running ADD COLUMN parent uuid;        -- who may wait for this job

@@ -1,0 +1,468 @@
+"""Workflows that wait: for a time, an event, a message, another job. In both colours: see both.py."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgqueue import (
+    App,
+    Cancel,
+    JobFailed,
+    NonDeterministic,
+    Retry,
+    Snooze,
+    WaitTimeout,
+    patched,
+    protocol,
+    receive,
+    sleep,
+    sleep_until,
+    wait_event,
+)
+from pgqueue.database import run
+from pgqueue.errors import BadValue, OutsideJob
+from tests import both
+from tests.support import Hand, violations
+
+colour, pytest_generate_tests = both.colour, both.pytest_generate_tests
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def app(dsn: str, conn: psycopg.Connection[Any]) -> Iterator[App]:
+    app = App(dsn)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def hand(app: App, dsn: str) -> Iterator[Any]:
+    """A worker, made when the functions are there."""
+    hands: list[Hand] = []
+
+    def make() -> Hand:
+        hands.append(Hand(app, dsn))
+        return hands[-1]
+
+    yield make
+    for one in hands:
+        one.close()
+
+
+def state(conn: psycopg.Connection[Any], job: Any) -> tuple[str, str | None, str | None]:
+    row = conn.execute("SELECT state, waiting_for, waiting_key FROM pgqueue.jobs WHERE id = %s", (job.id,)).fetchone()
+    assert row is not None
+    return row
+
+
+# --------------------------------------------------------------------------------------------------------- time
+
+
+def test_a_sleeping_job_holds_nothing_and_goes_on_when_it_is_due(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    log: list[str] = []
+
+    @app.step(name="note")
+    def note(what: str) -> None:
+        log.append(what)
+
+    @app.workflow(name="sleepy")
+    def sleepy() -> str:
+        note("before")
+        sleep(DAY)
+        note("after")
+        return "rested"
+
+    job = sleepy.enqueue()
+    worker = hand()
+    assert worker.drain(due_now=False) == 1
+    assert state(conn, job)[0] == "scheduled"
+    assert conn.execute("SELECT count(*) FROM pgqueue.running").fetchone() == (0,)
+    left = conn.execute("SELECT run_at - clock_timestamp() FROM pgqueue.jobs").fetchone()
+    assert left is not None
+    assert DAY - timedelta(minutes=1) < left[0] <= DAY
+    assert worker.drain(due_now=False) == 0
+    conn.execute("UPDATE pgqueue.scheduled SET run_at = clock_timestamp()")
+    conn.execute("UPDATE pgqueue.wait SET until = clock_timestamp()")
+    assert worker.drain() == 1
+    assert job.result(timeout=5) == "rested"
+    assert log == ["before", "after"]
+    assert [s.name for s in job.steps()] == ["note", "pgqueue.sleep", "note"]
+    assert job.attempts() == []
+
+
+def test_a_job_that_comes_back_too_early_sleeps_on(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    """A requeue, say, or a clock that was set back: the wait keeps its end, which was fixed when it began."""
+
+    @app.workflow(name="sleepy")
+    def sleepy() -> None:
+        sleep("1h")
+
+    job = sleepy.enqueue()
+    worker = hand()
+    worker.drain(due_now=False)
+    until = conn.execute("SELECT until FROM pgqueue.wait").fetchone()
+    conn.execute("UPDATE pgqueue.scheduled SET run_at = clock_timestamp()")
+    run(conn, protocol.promote(10))
+    assert worker.drain(due_now=False) == 1
+    assert state(conn, job)[0] == "scheduled"
+    assert conn.execute("SELECT run_at FROM pgqueue.scheduled").fetchone() == until
+
+
+def test_short_and_past_sleeps_stay_in_the_worker(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.workflow(name="nap")
+    def nap() -> str:
+        sleep(0.02)
+        sleep_until(datetime.now(timezone.utc) - DAY)
+        return "awake"
+
+    job = nap.enqueue()
+    assert hand().drain(due_now=False) == 1
+    assert job.result(timeout=5) == "awake"
+    assert [s.name for s in job.steps()] == ["pgqueue.sleep"] * 2
+
+
+def test_what_is_no_time_is_refused(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    with pytest.raises(OutsideJob, match="outside of a running job"):
+        sleep(1)
+
+    @app.workflow(name="wrong")
+    def wrong(what: str) -> None:
+        if what == "until":
+            sleep_until(datetime(2030, 1, 1))
+        sleep(what)
+
+    jobs = app.enqueue_many(wrong.map(["until", "soon"]))
+    hand().drain()
+    for job, message in zip(jobs, ["time zone", "not a duration"], strict=True):
+        with pytest.raises(JobFailed, match=message):
+            job.result(timeout=1)
+
+
+def test_no_waiting_inside_a_step(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.step(name="step", retry=Retry(1))
+    def step() -> None:
+        sleep(10)
+
+    job = step.enqueue()
+    hand().drain()
+    with pytest.raises(JobFailed, match="inside a step"):
+        job.result(timeout=1)
+
+
+def test_snooze_is_no_failure(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    tries: list[int] = []
+
+    @app.step(name="busy", retry=Retry(1))
+    def busy() -> str:
+        tries.append(1)
+        if len(tries) < 4:
+            raise Snooze("1m")
+        return "done"
+
+    @app.workflow(name="flow")
+    def flow() -> str:
+        return busy()
+
+    jobs = [flow.enqueue(), busy.enqueue()]
+    worker = hand()
+    worker.drain(due_now=False)
+    assert {job.status() for job in jobs} == {"scheduled"}
+    worker.drain()
+    assert [job.result(timeout=1) for job in jobs] == ["done", "done"]
+    assert jobs[0].attempts() == jobs[1].attempts() == []
+
+
+# ------------------------------------------------------------------------------------------------------- events
+
+
+def test_an_event_before_and_after_and_for_many(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.workflow(name="waits")
+    def waits(key: str) -> Any:
+        return wait_event(key)
+
+    app.send_event("early", {"n": 1})
+    early, late = waits.enqueue("early"), [waits.enqueue("late") for _ in range(5)]
+    worker = hand()
+    worker.drain()
+    assert early.result(timeout=1) == {"n": 1}
+    assert {state(conn, job) for job in late} == {("waiting", "event", "late")}
+    assert app.send_event("late", [1.0, 1e16, "\u00e9"]) is True
+    assert app.send_event("late", "another") is False
+    assert conn.execute("SELECT pgqueue.send_event('late', '3')").fetchone() == (False,)
+    worker.drain()
+    assert [job.result(timeout=1) for job in late] == [[1.0, 1e16, "\u00e9"]] * 5
+    assert conn.execute("SELECT count(*) FROM pgqueue.wakeup").fetchone() == (0,)
+
+
+def test_an_event_is_part_of_its_senders_transaction(app: App, conn: psycopg.Connection[Any], hand: Any, dsn: str) -> None:
+    @app.workflow(name="waits")
+    def waits(key: str) -> Any:
+        return wait_event(key)
+
+    @app.transaction(name="sends", retry=Retry(1))
+    def sends(tx: psycopg.Connection[Any], key: str, fails: bool) -> None:
+        app.send_event(key, "sent")
+        if fails:
+            raise Cancel("no")
+
+    @app.workflow(name="flow")
+    def flow() -> bool:
+        return app.send_event("flow", "sent")
+
+    keys = ["rolled back", "committed", "failed job", "job", "flow"]
+    jobs = {key: waits.enqueue(key) for key in keys}
+    worker = hand()
+    worker.drain()
+    with psycopg.connect(dsn) as caller:
+        app.send_event("rolled back", "sent", conn=caller)
+        caller.rollback()
+        app.send_event("committed", "sent", conn=caller)
+    sends.enqueue("failed job", True)
+    sends.enqueue("job", False)
+    first = flow.enqueue()
+    worker.drain()
+    done = {key for key, job in jobs.items() if job.status() == "succeeded"}
+    assert done == {"committed", "job", "flow"}
+    assert first.result(timeout=1) is True
+    assert [s.name for s in first.steps()] == ["pgqueue.send_event"]
+
+
+def test_an_event_that_does_not_come(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.workflow(name="waits")
+    def waits() -> str:
+        try:
+            wait_event("never", timeout="1h")
+        except WaitTimeout as error:
+            sleep("1h")
+            return str(error)
+        return "came"
+
+    job = waits.enqueue()
+    worker = hand()
+    worker.drain(due_now=False)
+    assert state(conn, job) == ("waiting", "event", "never")
+    conn.execute("UPDATE pgqueue.wait SET until = clock_timestamp()")
+    conn.execute("UPDATE pgqueue.waiting SET until = clock_timestamp()")
+    worker.drain(due_now=False)
+    assert state(conn, job)[0] == "scheduled"
+    app.send_event("never", "too late")  # the replay must not see it
+    conn.execute("UPDATE pgqueue.wait SET until = clock_timestamp()")
+    worker.drain()
+    assert job.result(timeout=1) == "wait_event('never') did not come within 3600 s"
+
+
+def test_what_cannot_be_a_key_or_a_value(app: App, conn: psycopg.Connection[Any]) -> None:
+    for key, value in [("", 1), ("x" * 600, 1), ("a", float("nan")), ("a", "\0"), ("a", "x" * (1 << 21))]:
+        with pytest.raises(BadValue):
+            app.send_event(key, value)
+    assert conn.execute("SELECT count(*) FROM pgqueue.event").fetchone() == (0,)
+
+
+def test_a_wait_that_sees_nothing_while_the_event_commits_is_woken(
+    app: App, conn: psycopg.Connection[Any], hand: Any, dsn: str
+) -> None:
+    """The event is sent, but not committed, when the job looks and is suspended."""
+
+    @app.workflow(name="waits")
+    def waits() -> Any:
+        return wait_event("open")
+
+    job = waits.enqueue()
+    worker = hand()
+    with psycopg.connect(dsn) as sender:
+        app.send_event("open", 1, conn=sender)
+        worker.drain()
+        assert state(conn, job)[0] == "waiting"
+        worker.wake()
+    worker.drain()
+    assert job.result(timeout=1) == 1
+
+
+# ----------------------------------------------------------------------------------------------------- messages
+
+
+def test_messages_come_once_and_in_order(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.workflow(name="cart")
+    def cart() -> list[Any]:
+        items: list[Any] = []
+        while (item := receive("items")) != "pay":
+            items.append(item)
+        return items
+
+    job, other = cart.enqueue(), cart.enqueue()
+    assert job.send("items", 1)
+    worker = hand()
+    worker.drain()
+    assert state(conn, job) == ("waiting", "message", "items")
+    for value in (2, {"a": [3]}, "pay"):
+        job.send("items", value)
+    job.send("other", "never read")
+    worker.drain()
+    assert job.result(timeout=1) == [1, 2, {"a": [3]}]
+    assert state(conn, other)[0] == "waiting"
+    assert job.send("items", 5) is False
+    assert conn.execute("SELECT count(*) FROM pgqueue.message WHERE topic = 'items'").fetchone() == (0,)
+    other.cancel()
+    worker.drain()
+    assert other.status() == "cancelled"
+    run(conn, protocol.prune(["succeeded", "cancelled"], 0, 100))
+    assert conn.execute("SELECT count(*) FROM pgqueue.message").fetchone() == (0,)
+    assert conn.execute("SELECT count(*) FROM pgqueue.wait").fetchone() == (0,)
+
+
+def test_a_message_to_nobody(app: App, conn: psycopg.Connection[Any]) -> None:
+    with pytest.raises(Exception, match="there is no job"):
+        app.job("01920000-0000-7000-8000-000000000000").send("topic", 1)
+
+
+# ------------------------------------------------------------------------------------------------------ results
+
+
+def test_a_workflow_waits_for_the_result_of_another_job(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.step(name="adds")
+    def adds(a: int, b: int) -> int:
+        return a + b
+
+    @app.step(name="fails", retry=Retry(1))
+    def fails() -> None:
+        raise ValueError("no")
+
+    @app.workflow(name="flow")
+    def flow() -> list[Any]:
+        good, bad = adds.enqueue(1, 2), fails.enqueue()
+        try:
+            bad.result()
+        except JobFailed as error:
+            return [good.result(), error.type]
+        return []
+
+    job = flow.enqueue()
+    hand().drain()
+    assert job.result(timeout=1) == [3, "ValueError"]
+
+
+def test_a_job_that_is_cancelled_while_it_waits(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.workflow(name="waits")
+    def waits(how: str) -> None:
+        if how == "sleep":
+            sleep("1d")
+        elif how == "event":
+            wait_event("x")
+        else:
+            receive("x")
+
+    jobs = app.enqueue_many(waits.map(["sleep", "event", "message"]))
+    worker = hand()
+    worker.drain(due_now=False)
+    assert {job.cancel() for job in jobs} == {True}
+    worker.wake()
+    assert {job.status() for job in jobs} == {"cancelled"}
+    assert violations(conn) == []
+
+
+# --------------------------------------------------------------------------------------------- changes of the code
+
+
+def test_patched_branches_old_and_new(app: App, dsn: str, conn: psycopg.Connection[Any], hand: Any) -> None:
+    def build(new: bool) -> App:
+        app = App(dsn)
+
+        @app.step(name="old")
+        def old() -> str:
+            return "old"
+
+        @app.step(name="new")
+        def new_step() -> str:
+            return "new"
+
+        @app.workflow(name="flow")
+        def flow(early: bool) -> str:
+            if early:
+                wait_event("go")
+            result = (new_step() if patched("change") else old()) if new else old()
+            wait_event("end")
+            return result
+
+        return app
+
+    before, after = build(False), build(True)
+    beyond, not_yet = before.enqueue_many([before.functions["flow"].call(False), before.functions["flow"].call(True)])
+    first = Hand(before, dsn)
+    first.drain()
+    first.close()
+    app.send_event("go")
+    fresh = after.functions["flow"].enqueue(False)
+    app.send_event("end")
+    second = Hand(after, dsn)
+    second.drain()
+    second.drain()
+    second.close()
+    assert [job.result(timeout=1) for job in (beyond, not_yet, fresh)] == ["old", "new", "new"]
+    assert [s.name for s in fresh.steps()] == ["pgqueue.patched:change", "new", "pgqueue.event"]
+    before.close()
+    after.close()
+
+
+def test_a_wait_that_became_another_step_is_noticed(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    """It has no checkpoint yet, but it was begun."""
+
+    def build(new: bool) -> App:
+        app = App(dsn)
+
+        @app.step(name="step")
+        def step() -> None: ...
+
+        @app.workflow(name="flow")
+        def flow() -> None:
+            if new:
+                step()
+            wait_event("go")
+
+        return app
+
+    before, after = build(False), build(True)
+    job = before.functions["flow"].enqueue()
+    for one in (before, after):
+        hand = Hand(one, dsn)
+        hand.drain()
+        hand.close()
+        app.send_event("go")
+    with pytest.raises(
+        JobFailed, match=r"step 1 was pgqueue.event when it ran, and is step now.*Stored: 1 pgqueue.event. Called: 1 step"
+    ) as e:
+        job.result(timeout=1)
+    assert e.value.type == NonDeterministic.__name__
+    before.close()
+    after.close()
+
+
+@both.def_only("one clock is enough")
+def test_many_sleepers_and_waiters_all_wake(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.workflow(name="waits")
+    def waits(n: int) -> Any:
+        if n % 2:
+            sleep("1d")
+            return n
+        return wait_event(f"key {n % 20}")
+
+    jobs = app.enqueue_many(waits.map(range(400)))
+    worker = hand()
+    worker.drain(due_now=False)
+    senders = [threading.Thread(target=app.send_event, args=(f"key {n}", n)) for n in range(0, 20, 2)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    conn.execute("UPDATE pgqueue.wait SET until = clock_timestamp() WHERE kind = 'sleep'")
+    deadline = time.monotonic() + 60
+    while {job.status() for job in jobs[:20]} != {"succeeded"} and time.monotonic() < deadline:
+        worker.drain()
+    assert [job.result(timeout=1) for job in jobs] == [n if n % 2 else n % 20 for n in range(400)]
+    assert violations(conn) == []
