@@ -44,6 +44,9 @@ class Run(Protocol):
     @property
     def step_key(self) -> str: ...
 
+    @property
+    def meta(self) -> dict[str, Any]: ...
+
     def call(self, function: Function[Any, Any], arguments: dict[str, Any]) -> Any:
         """A step or transaction called by the job's code."""
 
@@ -145,6 +148,11 @@ class Current:
     def queue(self) -> str:
         """The queue it came from."""
         return self._run.queue
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the producer attached with ``options(meta=...)``, or the job that enqueued this one: a trace context, a tenant."""
+        return self._run.meta
 
     @property
     def step_key(self) -> str:

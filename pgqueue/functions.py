@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pgqueue.app import App
     from pgqueue.client import AsyncJob, Job
 
+_ANY = Codec(Any)
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)  # so that calls with different results can be in one list
@@ -39,6 +40,9 @@ class Options(TypedDict, total=False):
     id: str  #: the same id, name and input is the same job
     key: str
     retry: Retry
+    timeout: Duration  #: how long it may take, counted from the moment at which it is due; then it fails
+    expires: Duration  #: how long it may wait for a worker, counted from then; after that it is cancelled
+    meta: dict[str, Any]  #: what middleware and children are to know: a trace context, a tenant
     max_crashes: int  #: how many dead worker processes in a row, without progress, make the job fail
 
 
@@ -89,6 +93,12 @@ def describe_options(options: Options) -> dict[str, Any]:
             if not isinstance(value, datetime) or value.tzinfo is None:
                 raise BadValue(f"at={value!r}: give a datetime with a time zone, such as datetime.now(timezone.utc)")
             wanted["run_at"] = value.isoformat()
+        elif option in ("timeout", "expires"):
+            wanted[option] = seconds(typing.cast(Duration, value))
+        elif option == "meta":
+            if not isinstance(value, dict):
+                raise TypeError(f"meta={value!r}: give a dict")
+            wanted["meta"] = msgspec.Raw(_ANY.encode(value, "meta").encode())
         elif option == "retry":
             if not isinstance(value, Retry):
                 raise TypeError(f"retry={value!r}: give a Retry(...)")

@@ -455,7 +455,8 @@ class JobRun:
             return run(tx, call)
 
         step: Function[Any, T] = Transaction(self.app, tell, Definition(name=name))
-        return blocking(self._call(step, self._number(step), {}))
+        told: T = blocking(self._call(step, self._number(step), {}))
+        return told
 
     def atell(self, name: str, call: protocol.Call[T]) -> Coroutine[Any, Any, T]:
         if not self.in_body:

@@ -7,8 +7,8 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET enable_sort = off SET j
 AS $$
 BEGIN
     RETURN (SELECT c.ordinal FROM pgqueue.job c LEFT JOIN pgqueue.outcome o ON o.job_id = c.id
-             WHERE c.parent = next_child.parent AND c.parent_seq = split_part(key, ':', 1)::integer
-               AND c.ordinal >= split_part(key, ':', 2)::integer AND o.job_id IS NULL
+             WHERE c.parent = next_child.parent AND c.parent_seq = split_part(next_child.key, ':', 1)::integer
+               AND c.ordinal >= split_part(next_child.key, ':', 2)::integer AND o.job_id IS NULL
              ORDER BY c.ordinal LIMIT 1);
 END
 $$;
