@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         WaitTimeout,
         WrongColour,
     )
-    from pgqueue.model import Queue
+    from pgqueue.model import Failure, Queue
     from pgqueue.retry import Retry
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "Cancel",
     "ClaimLost",
     "Client",
+    "Failure",
     "IdConflict",
     "Job",
     "JobCancelled",
@@ -79,7 +80,7 @@ _HOMES = {
     "client": ("AsyncClient", "AsyncJob", "Client", "Job"),
     "context": ("current",),
     "durable": ("gather", "patched", "receive", "sleep", "sleep_until", "wait_event"),
-    "model": ("Queue",),
+    "model": ("Failure", "Queue"),
     "retry": ("Retry",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

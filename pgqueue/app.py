@@ -24,6 +24,7 @@ from pgqueue.functions import (
     Step,
     Transaction,
     Workflow,
+    versioned,
 )
 from pgqueue.model import Isolation, Queue
 from pgqueue.retry import ONCE, Duration, Retry, seconds
@@ -115,12 +116,20 @@ class App:
         retry: Retry = ONCE,
         max_crashes: int = 3,
         key: str | None = None,
+        version: int = 1,
+        timeout: Duration | None = None,
+        on_failure: Function[Any, Any] | None = None,
     ) -> _WorkflowDecorator: ...
     def workflow(self, *fn: Any, **said: Any) -> Any:
         """Register a workflow: plain code that calls steps and transactions, and survives any crash.
 
         ``retry``: tries of the whole workflow (none by default: its steps have their own). ``max_crashes``: after so many
         dead worker processes without progress in between it fails. ``key``: the parameter whose value is the job's key.
+
+        ``timeout``: the time that a job may take from the moment at which it is due, waiting and sleeping included; then it
+        fails, and what it runs is killed. ``on_failure``: what is enqueued when a job has failed, in the same commit; its one
+        parameter is called ``failure`` (see Failure). ``version``: for a change that running jobs cannot follow; workers run the
+        versions that they have, and leave the others to workers that have those.
         """
         return self._register(Workflow, AsyncWorkflow, *fn, **{"retry": ONCE, **said})
 
@@ -139,11 +148,14 @@ class App:
         retry: Retry = ...,
         max_crashes: int = 3,
         key: str | None = None,
+        timeout: Duration | None = None,
+        on_failure: Function[Any, Any] | None = None,
     ) -> _StepDecorator: ...
     def step(self, *fn: Any, **said: Any) -> Any:
         """Register a step: its result is checkpointed after it ran, so it runs at least once. For the outside world.
 
-        ``retry``: five tries by default, 2 s doubling, with jitter; between them no worker is held.
+        ``retry``: five tries by default, 2 s doubling, with jitter; between them no worker is held. ``timeout``: of each try. An
+        ``async def`` is cancelled then; a ``def`` cannot be, so its worker is killed, and the job goes on in another one.
         """
         return self._register(Step, AsyncStep, *fn, **said)
 
@@ -162,6 +174,8 @@ class App:
         retry: Retry = ...,
         max_crashes: int = 3,
         key: str | None = None,
+        timeout: Duration | None = None,
+        on_failure: Function[Any, Any] | None = None,
         isolation: Isolation = "read committed",
         idle_timeout: Duration = 20,
     ) -> _TransactionDecorator: ...
@@ -183,6 +197,11 @@ class App:
             raise TypeError(f"{fn.name} is registered already: use one decorator for one function")
         said["name"] = said.get("name") or default_name(fn)
         said["aliases"] = tuple(said.get("aliases", ()))
+        if said.get("timeout") is not None:
+            said["timeout"] = seconds(said["timeout"])
+        if not isinstance(said.get("version", 1), int) or said.get("version", 1) < 1:
+            raise ValueError(f"version={said['version']!r}: a whole number, from 1 on")
+        _check_on_failure(said.get("on_failure"))
         if not 0 <= said.get("priority", 5) <= 9:
             raise ValueError(f"priority={said['priority']!r}: 0 (first) to 9 (last)")
         if said.get("max_crashes", 3) < 1:
@@ -191,7 +210,8 @@ class App:
             raise ValueError(f"{said['name']}: queue {said['queue']!r} is not declared: App(queues=[Queue({said['queue']!r})])")
         function = (async_kind if inspect.iscoroutinefunction(fn) else kind)(self, fn, Definition(**said))
         _ = function.signature  # says now what is wrong with the parameters
-        for name in (function.name, *function.definition.aliases):
+        version = function.definition.version
+        for name in (versioned(name, version) for name in (function.name, *function.definition.aliases)):
             if name in self.functions:
                 raise ValueError(f"two functions are called {name!r}: give one of them another with name=")
             self.functions[name] = function
@@ -258,8 +278,8 @@ class App:
         return [AsyncJob(self.async_client.pool, id, call.function.result) for id, call in zip(ids, calls, strict=True)]
 
     def send_event(self, key: str, value: Any = None, *, conn: psycopg.Connection[Any] | None = None) -> bool:
-        """Say that something has happened: workflows that wait for it with ``wait_event(key)`` go on, now or when they come to it.
-        The first value of a key counts, and is kept. True: this was the first.
+        """Say that something has happened: workflows that wait for it with ``wait_event(key)`` go on, now or when they come to
+        it. The first value of a key counts, and is kept. True: this was the first.
 
         With ``conn`` it happens if and only if that transaction commits; in a transaction of a job it joins that one.
         """
@@ -300,7 +320,10 @@ class App:
 
     def registration(self) -> protocol.Call[None]:
         """The call that makes queues and workflows known to SQL producers."""
-        functions = [f for name, f in self.functions.items() if name == f.name]
+        newest: dict[str, Function[Any, Any]] = {}
+        for f in self.functions.values():
+            if f.name not in newest or f.definition.version > newest[f.name].definition.version:
+                newest[f.name] = f
         workflows = [
             {
                 "name": f.name,
@@ -310,8 +333,11 @@ class App:
                 "priority": f.definition.priority,
                 "max_crashes": f.definition.max_crashes,
                 "key": f.definition.key,
+                "version": f.definition.version,
+                "timeout": f.definition.timeout if f.kind == "workflow" else None,
+                "on_failure": f.definition.on_failure.name if f.definition.on_failure is not None else None,
             }
-            for f in functions
+            for f in newest.values()
         ]
         queues = [{"name": name} for name in self.queues]
         return protocol.register_app(msgspec.json.encode(queues).decode(), msgspec.json.encode(workflows).decode())
@@ -322,6 +348,16 @@ def _descriptions(calls: Sequence[Call[Any]]) -> list[dict[str, Any]]:
         if not isinstance(call, Call):
             raise TypeError(f"enqueue_many takes calls, made with f.call(...) or f.map(...), not {call!r}")
     return [call.description() for call in calls]
+
+
+def _check_on_failure(function: Any) -> None:
+    if function is None:
+        return
+    if not isinstance(function, Function):
+        raise TypeError(f"on_failure={function!r}: give a registered workflow, step or transaction")
+    others = [p for p in function.signature.parameters.values() if p.name != "failure" and p.default is p.empty]
+    if others or "failure" not in function.signature.parameters:
+        raise TypeError(f"{function.name}: what on_failure enqueues takes one parameter, called failure (see pgqueue.Failure)")
 
 
 def default_name(fn: Callable[..., Any]) -> str:

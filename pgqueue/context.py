@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pgqueue.errors import OutsideJob
@@ -43,6 +44,9 @@ class Run(Protocol):
 
     @property
     def step_key(self) -> str: ...
+
+    @property
+    def deadline(self) -> datetime | None: ...
 
     @property
     def meta(self) -> dict[str, Any]: ...
@@ -148,6 +152,11 @@ class Current:
     def queue(self) -> str:
         """The queue it came from."""
         return self._run.queue
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the time of the job is over (by the database's clock); None: it may take as long as it likes."""
+        return self._run.deadline
 
     @property
     def meta(self) -> dict[str, Any]:

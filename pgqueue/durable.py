@@ -1,8 +1,8 @@
 """What a workflow's body can do besides calling steps: wait, run things at once, tell new code from old.
 
-Each is a function with a twin for ``async def`` workflows: ``sleep("3d")``, ``await sleep.aio("3d")``. Waiting holds no process: the
-job leaves its worker, and when it goes on, its code runs again from its first line and comes back here. So does what is around it: a
-``with`` or ``finally`` is left when the job leaves.
+Each is a function with a twin for ``async def`` workflows: ``sleep("3d")``, ``await sleep.aio("3d")``. Waiting holds no
+process: the job leaves its worker, and when it goes on, its code runs again from its first line and comes back here. A ``with``
+or ``finally`` around it is left when the job leaves, and entered again.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class Gather:
         """Run calls at once in a workflow. Steps and transactions run in threads of this worker, up to ten at a time; workflows
         are children: jobs of their own, on any worker, and this job waits for them without holding a process.
 
-        All are waited for. Then the first failure in the order of the arguments is raised (a step's StepFailed, a child's JobFailed
-        or JobCancelled), or, with ``return_exceptions``, stands in its place.
+        All are waited for. Then the first failure in the order of the arguments is raised (a step's StepFailed, a child's
+        JobFailed or JobCancelled), or, with ``return_exceptions``, stands in its place.
         """
         return _run("gather()").gather(_checked(calls), return_exceptions)
 

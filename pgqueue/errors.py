@@ -113,6 +113,14 @@ class JobCancelled(PgQueueError):
         self.seq = seq
 
 
+class StepTimeout(PgQueueError, TimeoutError):
+    """A try of a step took longer than its ``timeout``."""
+
+
+class JobTimeout(PgQueueError, TimeoutError):
+    """A job took longer than its ``timeout``, which includes the time that it slept or waited."""
+
+
 class WaitTimeout(PgQueueError, TimeoutError):
     """What a workflow waited for (an event, a message) did not come in time. The same on every replay."""
 

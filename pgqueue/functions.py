@@ -59,6 +59,9 @@ class Definition:
     key: str | None = None
     isolation: Isolation = "read committed"
     idle_timeout: float = 20.0  # seconds
+    version: int = 1
+    timeout: float | None = None  # seconds: of each try of a step, of a workflow as a whole
+    on_failure: Function[Any, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,18 @@ class Call(Generic[R_co]):
             "input": msgspec.Raw(f.input.encode(self.arguments, f"the input of {f.name}").encode()),
             "queue": f.definition.queue,
             "priority": f.definition.priority,
+            "version": f.definition.version,
         }
         if f.definition.key is not None:
             wanted["key"] = _key_text(self.arguments.get(f.definition.key))
+        if f.kind == "workflow" and f.definition.timeout is not None:
+            wanted["timeout"] = f.definition.timeout
         return wanted | describe_options(o)
+
+
+def versioned(name: str, version: int) -> str:
+    """As claim() has it."""
+    return name if version == 1 else f"{name}@{version}"
 
 
 def describe_options(options: Options) -> dict[str, Any]:
@@ -239,6 +250,11 @@ class Function(Enqueueable[P, R]):
     def name(self) -> str:
         """The name under which jobs and checkpoints are stored."""
         return self.definition.name
+
+    @property
+    def registered(self) -> str:
+        """The name by which workers know it: with its version, from the second on."""
+        return versioned(self.definition.name, self.definition.version)
 
     @property
     def short_name(self) -> str:

@@ -67,6 +67,19 @@ class Settlement:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A job that has failed, as the parameter ``failure`` of what ``on_failure`` names.
+
+    ``error`` has ``type``, ``message`` and ``traceback``; ``input`` is empty where it was larger than 256 KiB.
+    """
+
+    job_id: str
+    name: str
+    input: dict[str, Any]
+    error: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """One checkpoint of a job, as ``job.steps()`` shows it."""
 

@@ -241,11 +241,13 @@ def end_sessions(worker: str, part: str = "") -> Call[int]:
     return Call("SELECT pgqueue.end_sessions(%s::uuid, %s)", (worker, part), _first)
 
 
-def reap(worker: str, started: Sequence[str], kind: str, reason: str | None) -> Call[tuple[int, int, int]]:
+def reap(
+    worker: str, started: Sequence[str], kind: str, reason: str | None, step: int | None = None
+) -> Call[tuple[int, int, int]]:
     """(given back, failed, still held)."""
     return Call(
-        "SELECT * FROM pgqueue.reap(%s::uuid, %s::uuid[], %s, %s)",
-        (worker, list(started), kind, reason),
+        "SELECT * FROM pgqueue.reap(%s::uuid, %s::uuid[], %s, %s, %s)",
+        (worker, list(started), kind, reason, step),
         lambda rows: (rows[0][0], rows[0][1], rows[0][2]),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -53,7 +53,7 @@ class Retry:
 
     ``attempts``: runs in all, the first included. ``backoff``: the first wait, doubled each time up to ``cap``; the real
     wait is random between nothing and that (full jitter), unless ``jitter=False``. ``only`` / ``never``: exception classes
-    worth (not worth) another try.
+    worth (not worth) another try. ``retry_if``: is called with the error, and says whether it is worth one.
 
     >>> policy = Retry(3, backoff="2s", never=[ValueError])
     >>> policy.again(1, OSError()), policy.again(3, OSError()), policy.again(1, ValueError())
@@ -68,6 +68,7 @@ class Retry:
     jitter: bool = True
     only: Sequence[type[BaseException]] = ()
     never: Sequence[type[BaseException]] = ()
+    retry_if: Callable[[BaseException], bool] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
@@ -83,7 +84,7 @@ class Retry:
             self.only and not isinstance(error, tuple(self.only))
         ):
             return False
-        return failed < self.attempts
+        return failed < self.attempts and (self.retry_if is None or self.retry_if(error))
 
     def wait(self, failed: int) -> float:
         """Seconds to wait before the next try, after ``failed`` failed ones."""

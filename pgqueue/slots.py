@@ -20,7 +20,9 @@ _FIELDS = 16
 _STATES = _FIELDS + HELD  # behind the claims: for each of them what has become of it, then its result
 _RESULTS = _STATES + HELD
 _WORDS = RESULT_BYTES // 8
-_STRIDE = _RESULTS + HELD * _WORDS
+_LIMITS = _RESULTS + HELD * _WORDS  # for each of the claims: when its time is over (nanoseconds; 0: never), and which step of it
+_LIMITED = _LIMITS + HELD
+_STRIDE = _LIMITED + HELD
 
 # The state of a held claim, in one word, so that it is never half written: waiting since (nanoseconds), running since, ended,
 # or ended with a result that is kept here.
@@ -61,7 +63,7 @@ class Slot:
 
     def assign(self, worker: str) -> None:
         """The supervisor gives the slot to a new incarnation: everything of the last one is gone."""
-        for i in range(_RESULTS):
+        for i in (*range(_RESULTS), *range(_LIMITS, _STRIDE)):
             self._cells[i] = 0
         high, low = divmod(uuid.UUID(worker).int, 1 << 64)
         self._cells[_ID_HIGH], self._cells[_ID_LOW] = high, low
@@ -192,6 +194,19 @@ class Slot:
         if not self._cells[_STATES + place] & _KEPT:
             self._cells[_STATES + place] = _ENDED
         self._cells[_DONE] += 1
+
+    def limit(self, place: int, seq: int, at: float | None) -> None:
+        """This job may run until then (by the monotonic clock), because of the time limit of that step. None: for ever."""
+        self._cells[_LIMITED + place] = seq
+        self._cells[_LIMITS + place] = int(at * 1e9) if at is not None else 0
+
+    def overdue(self) -> tuple[int, int] | None:
+        """A job whose time is over: its digest, and the step."""
+        now = time.monotonic_ns()
+        for place, at in enumerate(self._cells[_LIMITS:_LIMITED].tolist()):
+            if at and at < now and self._cells[_FIELDS + place]:
+                return self._cells[_FIELDS + place], self._cells[_LIMITED + place]
+        return None
 
     @property
     def started(self) -> list[int]:

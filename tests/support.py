@@ -178,7 +178,9 @@ class Hand:
         count = 0
         while True:
             if due_now:
-                self.conn.execute("UPDATE pgqueue.scheduled SET run_at = clock_timestamp() - interval '1 second'")
+                past = "clock_timestamp() - interval '1 second'"
+                self.conn.execute(f"UPDATE pgqueue.scheduled SET run_at = {past}")
+                self.conn.execute(f"UPDATE pgqueue.wait SET until = {past} WHERE kind = 'sleep'")
                 run(self.conn, protocol.promote(1000))
             self.wake()
             jobs = self.claim()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -119,7 +119,7 @@ def test_short_and_past_sleeps_stay_in_the_worker(app: App, conn: psycopg.Connec
     @app.workflow(name="nap")
     def nap() -> str:
         sleep(0.02)
-        sleep_until(datetime.now(timezone.utc) - DAY)
+        sleep_until(datetime.now(UTC) - DAY)
         return "awake"
 
     job = nap.enqueue()
@@ -135,7 +135,7 @@ def test_what_is_no_time_is_refused(app: App, conn: psycopg.Connection[Any], han
     @app.workflow(name="wrong")
     def wrong(what: str) -> None:
         if what == "until":
-            sleep_until(datetime(2030, 1, 1))
+            sleep_until(datetime(2030, 1, 1))  # noqa: DTZ001 -- that is what is wrong with it
         sleep(what)
 
     jobs = app.enqueue_many(wrong.map(["until", "soon"]))

@@ -52,7 +52,7 @@ class Housekeeper:
         self._life = life
         self._name = f"pgqueue:housekeeper:{uuid.uuid4()}"
         self._leases = Leases(settings.lease)
-        self._deaths: dict[str, tuple[list[int], str | None]] = {}  # told by the supervisor, still to be dealt with
+        self._deaths: dict[str, tuple[list[int], str | None, int | None]] = {}  # told by the supervisor, still to be dealt with
         self._due: dict[Callable[[psycopg.Connection[Any]], float], float] = {}  # duty -> when
         self._listening = False
         self._looked_to: str | None = None  # how far the look at all waiting jobs has come
@@ -96,8 +96,8 @@ class Housekeeper:
     def _keep_house(self, conn: psycopg.Connection[Any]) -> None:
         """Until the supervisor is gone."""
         while True:
-            for worker, (started, reason) in list(self._deaths.items()):
-                recovery.bury(conn, worker, self._slots.of(worker), started, reason)
+            for worker, death in list(self._deaths.items()):
+                recovery.bury(conn, worker, self._slots.of(worker), *death)
                 self._deaths.pop(worker)
                 self._say("reaped", worker)
             now = time.monotonic()
@@ -142,7 +142,7 @@ class Housekeeper:
         data = self._supervisor.recv(65536)
         if data:
             message = msgspec.json.decode(data)
-            self._deaths[message["worker"]] = (message["started"], message["reason"])
+            self._deaths[message["worker"]] = (message["started"], message["reason"], message["overdue"])
 
     def _say(self, what: str, worker: str = "") -> None:
         try:
@@ -254,5 +254,5 @@ class Housekeeper:
         """Give back what the supervisor's workers held, and leave: nobody has to wait for the leases."""
         for worker, _ in self._kill_orphans():
             recovery.bury(conn, worker, self._slots.of(worker), [], None)
-        for worker, (started, reason) in self._deaths.items():
-            recovery.bury(conn, worker, self._slots.of(worker), started, reason)
+        for worker, death in self._deaths.items():
+            recovery.bury(conn, worker, self._slots.of(worker), *death)

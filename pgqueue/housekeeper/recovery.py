@@ -35,25 +35,34 @@ def settle_kept(conn: psycopg.Connection[Any], worker: str, kept: Mapping[int, t
         run(conn, protocol.end_stalled(worker))  # it holds them itself, in a message that it does not get to finish
 
 
-def bury(conn: psycopg.Connection[Any], worker: str, slot: Slot | None, started: Sequence[int], reason: str | None) -> None:
+def bury(
+    conn: psycopg.Connection[Any],
+    worker: str,
+    slot: Slot | None,
+    started: Sequence[int],
+    reason: str | None,
+    overdue: int | None = None,
+) -> None:
     """A worker of this host has died: what it had finished is settled, its other jobs are ready again. ``started``: the jobs it
-    was running, which are charged."""
+    was running, which are charged. ``overdue``: it was killed because of the time limit of this step of the one job."""
     kept = slot.kept() if slot is not None else {}
     if kept:
         settle_kept(conn, worker, kept)  # before the fence: from then on other hosts reap, and know nothing of these
     held = {digest(job, token): (job, token) for job, token, _ in run(conn, protocol.held_claims([worker]))}
     charged = [held[key][0] for key in started if key in held and key not in kept]
     run(conn, protocol.fence_worker(worker, None, reason or "ended by its supervisor", charged))
-    reap_all(conn, worker, charged, "crash", reason)
+    reap_all(conn, worker, charged, "crash" if overdue is None else "timeout", reason, overdue)
 
 
-def reap_all(conn: psycopg.Connection[Any], worker: str, started: Sequence[str], kind: str, reason: str | None) -> None:
+def reap_all(
+    conn: psycopg.Connection[Any], worker: str, started: Sequence[str], kind: str, reason: str | None, step: int | None = None
+) -> None:
     """Take everything from a fenced worker. Its sessions are ended first: they may hold jobs in the middle of a step."""
     run(conn, protocol.end_sessions(worker))
     deadline = time.monotonic() + PATIENCE
     while True:
         failpoint("reap.selected")
-        given_back, failed, still_held = run(conn, protocol.reap(worker, started, kind, reason))
+        given_back, failed, still_held = run(conn, protocol.reap(worker, started, kind, reason, step))
         failpoint("reap.committed")
         if given_back or failed:
             log.info("worker %s: %d jobs given back, %d failed (%s)", worker, given_back, failed, reason or "no charge")

@@ -24,6 +24,9 @@ class Ground:
 
     is_async = False
 
+    watch: Callable[[int, int, float | None], None] | None = None
+    """Who ends this process when a job has taken too long: told its place, the step, and the moment (None: no limit any more)."""
+
     def __init__(self, dsn: str, worker: str) -> None:
         self.sessions = self.blocking_sessions = Sessions(BlockingSession, dsn, worker)
 

@@ -9,13 +9,17 @@ Written once, as coroutines, for ``def`` and ``async def`` (see colour.py).
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import msgspec
@@ -29,11 +33,13 @@ from pgqueue.errors import (
     BadValue,
     Cancel,
     ClaimLost,
+    JobTimeout,
     NonDeterministic,
     OutsideJob,
     PgQueueError,
     Snooze,
     StepFailed,
+    StepTimeout,
     WrongColour,
 )
 from pgqueue.failpoints import failpoint
@@ -55,6 +61,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+
+GRACE = 1.0  # seconds for a coroutine to end, when its time is over
+WHOLE = -1  # in place of the number of a step: a job that is just one
 
 MOST_RESTARTS = 4
 """In a row; then the job is given back for a second."""
@@ -128,6 +137,8 @@ class JobRun:
         self.upcoming = upcoming  # asked at the end of a job that is one transaction: how does the next one begin?
         self.history = History(ground.sessions, job, came_back)
         self._pid = os.getpid()
+        self._deadline = None if job.seconds_left is None else time.monotonic() + job.seconds_left
+        self._limits: dict[int, float] = {} if self._deadline is None else {0: self._deadline}  # step -> when its time is over
         self._ending: BaseException | None = None
         self.open_steps: set[OpenStep] = set()
         self.in_parallel = False  # steps run at once, and how the run ends is said when all of them have
@@ -139,6 +150,8 @@ class JobRun:
         run, tries = self, 0
         while True:
             try:
+                if run._limits:
+                    run._watch()
                 with active(run):
                     return await run._whole()
             except Unwind as unwind:
@@ -157,6 +170,9 @@ class JobRun:
                     return run.settlement("retry", {"delay": 1.0})
                 await self.ground.sessions.pause(backoff(tries))
             finally:
+                if run._limits:
+                    run._limits.clear()
+                    run._watch()
                 run._ending = OutsideJob(f"job {self.job_id} has ended, or begun again: a thread or a task has outlived its run")
             run = JobRun(self.app, self.job, self.ground, self.max_bytes, self.upcoming, came_back=True)
 
@@ -201,9 +217,10 @@ class JobRun:
             await self.history.check_complete()
             return value
         with self.inside(0):
+            await self._check_tries(function, 0)
             if function.kind == "transaction":
                 return await self._as_transaction(function, 0, arguments, whole=True)
-            return await self.invoke(function, **arguments)
+            return await self._in_time(function, 0, self.invoke(function, **arguments))
 
     async def _ended_badly(self, error: BaseException, function: Function[Any, Any] | None) -> Settlement:
         """A job that raised: it is cancelled, tried again, or has failed."""
@@ -320,6 +337,7 @@ class JobRun:
     def check_free(self, what: str) -> None:
         """The workflow's own code calls something. OutsideJob while a step runs."""
         self._check_ending()
+        self._check_time()
         for step in self.open_steps:
             raise OutsideJob(
                 f"{what} was called while step {step.seq} was running: a workflow runs one step at a time, or several in gather()"
@@ -340,6 +358,10 @@ class JobRun:
             await self.ground.others_first()  # also so that a second step beside it is an error in a replay too
             return self._replayed(function, seq, recorded)
         failpoint("step.between")
+        try:
+            await self._check_tries(function, seq)
+        except StepTimeout as error:
+            return await self._step_failed(function, seq, error, over=True)
         if function.kind == "transaction":
             return await self._as_transaction(function, seq, arguments, whole=False)
         return await self._as_step(function, seq, arguments)
@@ -423,6 +445,11 @@ class JobRun:
     def inherited(self) -> dict[str, Any]:
         """What children have of their parent, where nothing else is said."""
         return {"meta": self.meta} if self.meta else {}
+
+    @property
+    def deadline(self) -> datetime | None:
+        text = (self.job.policy or {}).get("deadline")
+        return None if text is None else datetime.fromisoformat(text)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -534,7 +561,7 @@ class JobRun:
     async def _as_step(self, function: Function[Any, Any], seq: int, arguments: dict[str, Any]) -> Any:
         failpoint("step.before_effect")
         try:
-            text = self.result_text(function, await self.invoke(function, **arguments))
+            text = self.result_text(function, await self._in_time(function, seq, self.invoke(function, **arguments)))
         except (Unwind, Restart, ClaimLost):
             raise
         except BaseException as error:  # noqa: BLE001 -- also SystemExit: it is the step that failed, not the worker
@@ -550,7 +577,7 @@ class JobRun:
         tries = 0
         while True:
             try:
-                text, cancelled = await self._transact(function, seq, arguments, whole)
+                text, cancelled = await self._in_time(function, seq, self._transact(function, seq, arguments, whole))
             except Conflict:
                 tries += 1
                 if tries > 10:  # hand the worker to another job for a while; this counts as nothing
@@ -582,7 +609,53 @@ class JobRun:
 
         return await self.ground.in_thread(in_thread)
 
-    async def _step_failed(self, function: Function[Any, Any], seq: int, error: BaseException) -> NoReturn:
+    # ------------------------------------------------------------------------------------------------ time limits
+
+    async def _in_time(self, function: Function[Any, Any], seq: int, code: Coroutine[Any, Any, T]) -> T:
+        """Run a step's code within its time limit. An ``async def`` is cancelled when that is over. A ``def`` cannot be, so the
+        supervisor kills its process; and so it does where an ``async def`` does not let itself be cancelled."""
+        limit = function.definition.timeout
+        if limit is None and (self._deadline is None or not function.is_async):
+            return await code
+        left = min(limit or math.inf, math.inf if self._deadline is None else self._deadline - time.monotonic())
+        self._limits[seq or WHOLE] = time.monotonic() + left + (GRACE if function.is_async else 0.0)
+        self._watch()
+        try:
+            if not (function.is_async and self.ground.on_loop):
+                return await code
+            async with asyncio.timeout(left) as scope:
+                return await code
+            raise AssertionError
+        except TimeoutError:
+            if function.is_async and self.ground.on_loop and scope.expired():
+                raise StepTimeout(f"{function.name} took longer than {left:g} s") from None
+            raise
+        finally:
+            self._limits.pop(seq or WHOLE, None)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Say until when this job may run now."""
+        if self.ground.watch is not None:
+            limits = dict(self._limits)  # steps may run at once, in threads
+            seq = min(limits, key=limits.__getitem__) if limits else 0
+            self.ground.watch(self.job.place, max(0, seq), limits.get(seq))
+
+    async def _check_tries(self, function: Function[Any, Any], seq: int) -> None:
+        """StepTimeout if time limits have used up the tries of a step: nobody was left to say so when the last one was over."""
+        if not self.job.suspect or function.definition.timeout is None:
+            return
+        failed = await self.ask(protocol.attempts(self.job_id, seq or None))
+        if failed and not self._policy(function).again(failed, StepTimeout()):
+            raise StepTimeout(f"{function.name} took longer than {function.definition.timeout:g} s, {failed} times")
+
+    def _check_time(self) -> None:
+        """Between two steps: is the time of the job over?"""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            error = _described(JobTimeout("the time limit of the job is over"))
+            self.end(Unwind(self.settlement("failed", {"errors": [{**error, "kind": "timeout"}], "failed_seqs": []})))
+
+    async def _step_failed(self, function: Function[Any, Any], seq: int, error: BaseException, over: bool = False) -> NoReturn:
         """A try of a step failed: another one later, or the error becomes its checkpoint and is raised in the workflow."""
         if isinstance(error, Snooze):
             self.end(Unwind(self.settlement("retry", {"delay": seconds(error.delay)})))
@@ -591,8 +664,9 @@ class JobRun:
         try:
             policy = function.definition.retry
             failed = await self.ground.sessions.run(protocol.attempts(self.job_id, seq)) + 1
-            if policy.again(failed, error):
-                detail = {"errors": [{**_described(error), "seq": seq}], "delay": policy.wait(failed)}
+            if not over and policy.again(failed, error):
+                kind = "timeout" if isinstance(error, StepTimeout) else "error"
+                detail = {"errors": [{**_described(error), "seq": seq, "kind": kind}], "delay": policy.wait(failed)}
                 self.end(Unwind(self.settlement("retry", detail)))
             await self.store(seq, function.name, None, text)
         except Restart as restart:

@@ -1,7 +1,7 @@
 """Waiting inside a workflow: for a time, an event, a message, another job, or children. No process is held meanwhile.
 
-A wait is a step without code. Either what it waits for is there, and is stored as its checkpoint; or the job is suspended: it leaves
-its worker, and when it is woken it replays up to here and looks again.
+A wait is a step without code. Either what it waits for is there, and is stored as its checkpoint; or the job is suspended: it
+leaves its worker, and when it is woken it replays up to here and looks again.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ async def job_result(run: JobRun, seq: int, job: str, codec: Codec) -> Any:
 
 
 async def patched(run: JobRun, name: str) -> bool:
-    """Is this the new code? True is noted, so that a replay says the same. Not where an older run has already gone on from here."""
+    """Is this the new code? True is noted, so that a replay says the same. Not where an older run has gone on from here."""
     run.check_free("patched()")
     marker = f"pgqueue.patched:{name}"
     following = await run.peek()

@@ -19,6 +19,7 @@ class Death(msgspec.Struct):
     worker: str
     started: list[int]  # digests of the jobs it was running
     reason: str | None  # None: we ended it, nobody is charged
+    overdue: int | None = None  # it was ended because of the time limit of this step of its job; 0: of the job
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Child:
     slot: Slot
     born: float
     ended_by_us: bool = False
+    overdue: tuple[int, int] | None = None  # the job and step because of which we ended it
 
 
 @dataclass

@@ -67,6 +67,7 @@ class Supervisor:
             self._obey()
             self._collect()
             self._hear_housekeeper()
+            self._enforce_limits()
             self._enforce_deadline()
         return self._leave()
 
@@ -185,6 +186,16 @@ class Supervisor:
         self.drain()
         self._drain_until = time.monotonic()
 
+    def _enforce_limits(self) -> None:
+        """Kill workers with a job that has taken longer than it may. That job is charged, its neighbours are given back."""
+        for place in self._places:
+            child = place.child
+            if child is not None and not child.ended_by_us and (overdue := child.slot.overdue()) is not None:
+                log.warning("worker %s: a job has taken longer than it may: killing the worker", child.worker)
+                failpoint("supervisor.before_kill")
+                child.ended_by_us, child.overdue = True, overdue
+                kill_group(child.pid)
+
     def _enforce_deadline(self) -> None:
         if self._drain_until is None or time.monotonic() < self._drain_until:
             return
@@ -230,6 +241,9 @@ class Supervisor:
         booted, worked = slot.phase != Phase.BOOTING, slot.done > 1
         reason = describe(code) + (" (perhaps out of memory)" if code == -signal.SIGKILL and charged else "")
         death = Death(child.worker, slot.started if charged else [], reason if charged else None)
+        if child.overdue is not None:
+            job, step = child.overdue
+            death = Death(child.worker, [job], "it took longer than its time limit, and its worker was killed", step)
         slot.phase = Phase.DEAD  # and kept until the housekeeper has read from it what was finished
         log.log(logging.WARNING if charged else logging.INFO, "worker %s ended: %s", child.worker, reason)
         self._deaths[death.worker] = death

@@ -69,6 +69,8 @@ def serve(
     """Claim, run and settle, until told to drain. The main thread is one of those that run jobs."""
     halves = {colour: runner for colour, runner in ((False, threads), (True, loop)) if runner is not None}
     inbox = Inbox(slot, {colour: runner.half for colour, runner in halves.items()}, lambda name: app.functions[name].is_async)
+    for runner in halves.values():
+        runner.watch(slot.limit)
     claims = Claims(app.dsn, worker, colours_of(app, queues), list(app.functions), slot, inbox, wake)
     for runner in halves.values():
         runner.attach(inbox, claims.done)

@@ -35,6 +35,8 @@ class Runner(Protocol):
 
     half: Half
 
+    def watch(self, limit: Callable[[int, int, float | None], None]) -> None: ...
+
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
@@ -66,6 +68,10 @@ class Threads:
     def attach(self, inbox: Inbox, done: Done) -> None:
         """Where the jobs come from, and whom to tell of their ends."""
         self._inbox, self._done = inbox, done
+
+    def watch(self, limit: Callable[[int, int, float | None], None]) -> None:
+        """Whom to tell until when a job may run."""
+        self._ground.watch = limit
 
     def start(self) -> None:
         for thread in self._others:
@@ -130,10 +136,15 @@ class Loop:
         self._thread = threading.Thread(target=self._serve, name="pgqueue-loop", daemon=True)
         self._make_ground = partial(AsyncGround, dsn, worker, concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._limit: Callable[[int, int, float | None], None] | None = None
 
     def attach(self, inbox: Inbox, done: Done) -> None:
         """Where the jobs come from, and whom to tell of their ends."""
         self._inbox, self._done = inbox, done
+
+    def watch(self, limit: Callable[[int, int, float | None], None]) -> None:
+        """Whom to tell until when a job may run."""
+        self._limit = limit
 
     def start(self) -> None:
         self._thread.start()
@@ -169,6 +180,7 @@ class Loop:
 
     async def _run(self, job: ClaimedJob) -> None:
         began = time.perf_counter()
+        self._ground.watch = self._limit
         settlement = await run_job(self._app, job, self._ground, self._max_bytes)
         self._done(self.half, job, settlement, time.perf_counter() - began)
         if self.half.waiting:

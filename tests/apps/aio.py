@@ -220,3 +220,12 @@ def thread_hammers(tx: psycopg.Connection[Any]) -> None:
 
 
 leftovers: list[asyncio.Task[None]] = []
+
+
+@app.step(timeout=0.5, retry=Retry(2, backoff=0.01))
+async def too_slow(blocks: bool) -> None:
+    """Takes longer than it may; where it blocks, nothing can cancel it."""
+    write_outside(f"slow {blocks}")
+    if blocks:
+        time.sleep(60)
+    await asyncio.sleep(60)

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from pgqueue import App, Queue, Retry, StepFailed, current
+from pgqueue import App, Queue, Retry, StepFailed, current, sleep, wait_event
 
 app = App(queues=[Queue("payments")])
 
@@ -159,3 +159,41 @@ def hog(seconds: float) -> None:
 
     write_outside("hog")
     ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+@app.step(timeout=0.5, retry=Retry(2, backoff=0.01))
+def too_slow(seconds: float) -> str:
+    """Takes longer than it may."""
+    write_outside("slow")
+    time.sleep(seconds)
+    return "in time"
+
+
+@app.transaction(timeout=0.5, retry=Retry(2, backoff=0.01))
+def too_slow_in_a_transaction(tx: psycopg.Connection[Any], account: int) -> None:
+    tx.execute("UPDATE account SET balance = balance + 1000000 WHERE id = %s", (account,))
+    tx.execute("SELECT pg_sleep(60)")
+
+
+@app.workflow
+def has_slow_steps() -> list[str]:
+    """Catches what the steps come to."""
+    results = []
+    for step, argument in ((too_slow, 60.0), (too_slow_in_a_transaction, 1), (too_slow, 0.01)):
+        try:
+            results.append(str(step(argument)))
+        except StepFailed as error:
+            results.append(error.type)
+    return results
+
+
+@app.workflow(timeout=2)
+def takes_for_ever(how: str) -> None:
+    """Longer than the job may."""
+    if how == "computes":
+        while True:
+            time.sleep(1)
+    if how == "steps":
+        while True:
+            nap(0.1)
+    wait_event("never") if how == "waits" else sleep("1h")

@@ -4,8 +4,9 @@
 -- fail only after three times as often, and are marked as suspect, so that each begins alone next time. The others are given
 -- back as if never taken. reason null: nobody is charged
 -- (we stopped the worker ourselves). kind lost: the lease ran out and nobody knows what had begun; then only a job that
--- was alone in its worker is charged. Removes the worker when it has nothing left. Returns what became of the jobs.
-CREATE OR REPLACE FUNCTION pgqueue.reap(worker uuid, started uuid[], kind text, reason text)
+-- was alone in its worker is charged. kind timeout: we stopped it because of the time limit of `step` (0: of the whole job) of the
+-- one job in `started`, which is charged with that. Removes the worker when it has nothing left. Returns what became of the jobs.
+CREATE OR REPLACE FUNCTION pgqueue.reap(worker uuid, started uuid[], kind text, reason text, step integer DEFAULT NULL)
 RETURNS TABLE (given_back bigint, failed bigint, still_held bigint)
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -41,7 +42,7 @@ BEGIN
            FOR UPDATE OF r SKIP LOCKED
     ), judged AS MATERIALIZED (
         SELECT h.*, p.checkpoints,
-               h.charged AND p.crashes + 1 >= coalesce((j.policy ->> 'max_crashes')::integer, w.max_crashes, 3)
+               h.charged AND reap.kind <> 'timeout' AND p.crashes + 1 >= coalesce((j.policy ->> 'max_crashes')::integer, w.max_crashes, 3)
                              * CASE WHEN cardinality(started) > 1 THEN 3 ELSE 1 END AS poison
           FROM held h
           JOIN pgqueue.job j ON j.id = h.job_id
@@ -54,9 +55,9 @@ BEGIN
                                                 WHERE q.job_id = h.job_id AND q.kind = 'requeue'), '-infinity')
              GROUP BY n.checkpoints) p
     ), recorded AS (
-        INSERT INTO pgqueue.attempt (job_id, claim, kind, checkpoints, error, worker, host, started_at, ended_at)
-        SELECT d.job_id, d.claim, CASE WHEN d.charged THEN 'crash' ELSE 'lost' END, d.checkpoints,
-               json_build_object('type', 'WorkerDied', 'message', reason), d.worker,
+        INSERT INTO pgqueue.attempt (job_id, claim, seq, kind, checkpoints, error, worker, host, started_at, ended_at)
+        SELECT d.job_id, d.claim, nullif(step, 0), CASE WHEN reap.kind = 'timeout' THEN 'timeout' WHEN d.charged THEN 'crash' ELSE 'lost' END,
+               d.checkpoints, json_build_object('type', CASE reap.kind WHEN 'timeout' THEN 'StepTimeout' ELSE 'WorkerDied' END, 'message', reason), d.worker,
                (SELECT w.host FROM pgqueue.worker w WHERE w.id = d.worker), d.started_at, stamp
           FROM judged d WHERE d.charged OR (reap.kind = 'lost' AND reason IS NOT NULL)
     ), over AS (

@@ -1,6 +1,7 @@
 -- Durable workflows: jobs that wait for a time, an event, a message or another job, children, time limits, versions.
 
--- These return one column more from now on.
+-- These have a column or a parameter more from now on.
+DROP FUNCTION IF EXISTS pgqueue.reap(uuid, uuid[], text, text);
 DROP FUNCTION IF EXISTS pgqueue.claim(uuid, bigint, text[], text[], integer, bigint[], boolean);
 DROP FUNCTION IF EXISTS pgqueue.claim_known(uuid, bigint, text[], text[], integer);
 
