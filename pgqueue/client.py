@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, Unpack
 
@@ -24,6 +25,7 @@ from pgqueue.failpoints import failpoint
 from pgqueue.functions import Options, describe_options
 from pgqueue.ids import new_job_id
 from pgqueue.model import AttemptRecord, State, StepRecord
+from pgqueue.results import let_go, results_of
 from pgqueue.retry import Duration, seconds
 from pgqueue.values import Codec, read_error
 
@@ -36,7 +38,10 @@ class _Door(Protocol):
 
     async def run(self, call: protocol.Call[Any]) -> Any: ...
 
-    async def pause(self, seconds: float) -> None: ...
+    async def until(self, future: Future[None], seconds: float | None) -> None: ...
+
+    @property
+    def dsn(self) -> str: ...
 
 
 def _described(name: str, input: dict[str, Any] | None, options: Options) -> dict[str, Any]:
@@ -113,6 +118,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections of this process."""
+        let_go(self.pool.given_dsn)
         self.pool.close()
 
     def __enter__(self) -> Client:
@@ -169,6 +175,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
+        let_go(self.pool.given_dsn)
         await self.pool.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -223,7 +230,7 @@ class _Handle(Generic[R]):
 
     async def _result(self, timeout: Duration | None) -> R:
         deadline = None if timeout is None else time.monotonic() + seconds(timeout)
-        pause = 0.005
+        results = results_of(self._door.dsn)
         while True:
             row = await self._ask(protocol.job_value(self.id))
             if row is None:
@@ -236,10 +243,15 @@ class _Handle(Generic[R]):
                 raise JobFailed(read_error(error), f"job {self.id} ({name})")
             if status == "cancelled":
                 raise JobCancelled(f"job {self.id} ({name}) was cancelled")
-            if deadline is not None and time.monotonic() + pause > deadline:
-                raise ResultTimeout(f"job {self.id} ({name}) has not ended after {timeout!r}; it goes on")
-            await self._door.pause(pause)
-            pause = min(pause * 1.5, 0.25)
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                state = await self._status()
+                raise ResultTimeout(f"job {self.id} ({name}) has not ended within {timeout!r}, and goes on: it is {state}")
+            ended = results.expect(self.id)
+            try:
+                await self._door.until(ended, left)
+            finally:
+                results.forget(self.id, ended)
 
     async def _steps(self) -> list[StepRecord]:
         return [

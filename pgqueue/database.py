@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -226,6 +227,11 @@ class Pool:
         """Wait."""
         time.sleep(seconds)
 
+    @staticmethod
+    async def until(future: Future[None], seconds: float | None) -> None:
+        """Wait for that, or so long."""
+        wait((future,), seconds)
+
     def _pool(self) -> ConnectionPool[psycopg.Connection[Any]]:
         pid = os.getpid()
         pool = self._pools.get(pid)
@@ -282,6 +288,11 @@ class AsyncPool:
     async def pause(seconds: float) -> None:
         """Wait, and let others work."""
         await asyncio.sleep(seconds)
+
+    @staticmethod
+    async def until(future: Future[None], seconds: float | None) -> None:
+        """Wait for that, or so long."""
+        await asyncio.wait((asyncio.wrap_future(future),), timeout=seconds)
 
     async def _pool(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
         loop = asyncio.get_running_loop()

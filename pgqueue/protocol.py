@@ -305,6 +305,15 @@ def remaining(queues: Sequence[str]) -> Call[int]:
 # -------------------------------------------------------------------------------------------------- views
 
 
+def awaited(jobs: Sequence[str], seconds: float) -> Call[list[str]]:
+    """Those of these jobs that have ended, or do not exist. The ends of others are announced for so many seconds."""
+    return Call("SELECT pgqueue.awaited(%s::uuid[], %s)", (list(jobs), seconds), _column)
+
+
+def backend_pid() -> Call[int]:
+    return Call("SELECT pg_backend_pid()", (), _first)
+
+
 def job_value(job: str) -> Call[tuple[Any, ...] | None]:
     """(name, status, input, result, error, state); None for an unknown id. Status is ``active`` until the job ended."""
     return Call(

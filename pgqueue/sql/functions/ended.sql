@@ -10,6 +10,7 @@ DECLARE
     failures json;
     children bigint;
 BEGIN
+    PERFORM pgqueue.tell_results(jobs);
     SELECT array_agg(DISTINCT j.parent) INTO parents FROM pgqueue.job j WHERE j.id = ANY (jobs) AND j.parent IS NOT NULL;
     IF parents IS NOT NULL THEN
         PERFORM pgqueue.look_again(parents);

@@ -24,6 +24,9 @@ BEGIN
     IF parent IS NOT NULL THEN
         PERFORM pgqueue.look_again(ARRAY[parent]);
     END IF;
+    IF (SELECT last_value FROM pgqueue.results_until) > extract(epoch FROM pgqueue.clock()) * 1000 THEN
+        PERFORM pgqueue.tell_results(ARRAY[job]);
+    END IF;
     RETURN true;
 END
 $$;

@@ -77,6 +77,7 @@ BEGIN
     )
     SELECT array_agg(h.job_id), array_agg(h.job_id) FILTER (WHERE h.how IN ('failed', 'cancelled')) INTO settled, badly FROM held h
      WHERE (SELECT count(*) FROM conflicts) >= 0;
+    PERFORM pgqueue.tell_results(settled);
     IF badly IS NOT NULL THEN
         PERFORM pgqueue.ended(badly);
     END IF;

@@ -45,6 +45,8 @@ CREATE TABLE pgqueue.message (
     PRIMARY KEY (job_id, topic, pos)
 );
 
+CREATE UNLOGGED SEQUENCE pgqueue.results_until MINVALUE 0 START 0;   -- until when somebody waits for results (ms)
+
 -- "Look again": whoever writes something that a waiting job may wait for adds a row here in the same transaction, and so does
 -- whoever puts a job into `waiting`. Each is looked at after its commit, so the one that commits last sees both.
 CREATE TABLE pgqueue.wakeup (
