@@ -230,8 +230,8 @@ class Model:
     def _settle(self, job: Job, how: str, detail: dict[str, Any], call: int) -> None:
         if job.requested and how in ("retry", "release"):
             how = "cancelled"
-        if "error" in detail:
-            job.record("error", detail.get("seq"))
+        for error in detail.get("errors", []):
+            job.record("error", error.get("seq"))
         if how in ENDED:
             job.failed_seqs = detail.get("failed_seqs", [])
             job.end(how, job.token, self.now)

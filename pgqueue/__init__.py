@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pgqueue.app import App
     from pgqueue.client import AsyncClient, AsyncJob, Client, Job
     from pgqueue.context import current
-    from pgqueue.durable import gather, patched, receive, sleep, sleep_until, wait_event
+    from pgqueue.durable import gather, patched, receive, sleep, sleep_until, stream, wait_event
     from pgqueue.errors import (
         Cancel,
         ClaimLost,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         WaitTimeout,
         WrongColour,
     )
-    from pgqueue.model import Failure, Queue
+    from pgqueue.model import Failure, Progress, Queue
     from pgqueue.retry import Retry
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "NonDeterministic",
     "NotConfigured",
     "PgQueueError",
+    "Progress",
     "Queue",
     "ResultTimeout",
     "Retry",
@@ -72,6 +73,7 @@ __all__ = [
     "receive",
     "sleep",
     "sleep_until",
+    "stream",
     "wait_event",
 ]
 
@@ -79,8 +81,8 @@ _HOMES = {
     "app": ("App",),
     "client": ("AsyncClient", "AsyncJob", "Client", "Job"),
     "context": ("current",),
-    "durable": ("gather", "patched", "receive", "sleep", "sleep_until", "wait_event"),
-    "model": ("Failure", "Queue"),
+    "durable": ("gather", "patched", "receive", "sleep", "sleep_until", "stream", "wait_event"),
+    "model": ("Failure", "Progress", "Queue"),
     "retry": ("Retry",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -6,6 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 import msgspec
@@ -295,6 +296,18 @@ class App:
             return await self.async_client.send_event(key, value, conn=conn)
         return await run.atell("pgqueue.send_event", protocol.send_event(key, encoded(value, f"the value of event {key!r}")))
 
+    @overload
+    def using(self, conn: psycopg.Connection[Any]) -> AppUsing: ...
+    @overload
+    def using(self, conn: psycopg.AsyncConnection[Any]) -> AsyncAppUsing: ...
+    def using(self, conn: Any) -> Any:
+        """The same on the caller's connection: ``app.using(conn).send_event(key)`` happens if and only if it commits."""
+        if isinstance(conn, psycopg.Connection):
+            return AppUsing(self, conn)
+        if isinstance(conn, psycopg.AsyncConnection):
+            return AsyncAppUsing(self, conn)
+        raise TypeError(f"using() takes a psycopg.Connection or AsyncConnection, not {type(conn).__name__}")
+
     def job(self, id: str) -> Job[Any]:
         """The handle of a job."""
         return self.client.job(id)
@@ -341,6 +354,38 @@ class App:
         ]
         queues = [{"name": name} for name in self.queues]
         return protocol.register_app(msgspec.json.encode(queues).decode(), msgspec.json.encode(workflows).decode())
+
+
+@dataclass(frozen=True)
+class AppUsing:
+    """An App on the connection of its caller."""
+
+    app: App
+    conn: psycopg.Connection[Any]
+
+    def enqueue_many(self, calls: Sequence[Call[R]]) -> list[Job[R]]:
+        """Enqueue calls if and only if the connection's transaction commits."""
+        return self.app.enqueue_many(calls, conn=self.conn)
+
+    def send_event(self, key: str, value: Any = None) -> bool:
+        """Send an event if and only if the connection's transaction commits."""
+        return self.app.send_event(key, value, conn=self.conn)
+
+
+@dataclass(frozen=True)
+class AsyncAppUsing:
+    """An App on the async connection of its caller."""
+
+    app: App
+    conn: psycopg.AsyncConnection[Any]
+
+    def aenqueue_many(self, calls: Sequence[Call[R]]) -> Coroutine[Any, Any, list[AsyncJob[R]]]:
+        """Enqueue calls if and only if the connection's transaction commits. To be awaited."""
+        return self.app.aenqueue_many(calls, conn=self.conn)
+
+    def asend_event(self, key: str, value: Any = None) -> Coroutine[Any, Any, bool]:
+        """Send an event if and only if the connection's transaction commits. To be awaited."""
+        return self.app.asend_event(key, value, conn=self.conn)
 
 
 def _descriptions(calls: Sequence[Call[Any]]) -> list[dict[str, Any]]:

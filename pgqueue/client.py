@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, Unpack
@@ -24,7 +24,7 @@ from pgqueue.errors import BadValue, JobCancelled, JobFailed, ResultTimeout, Unk
 from pgqueue.failpoints import failpoint
 from pgqueue.functions import Options, describe_options
 from pgqueue.ids import new_job_id
-from pgqueue.model import AttemptRecord, State, StepRecord
+from pgqueue.model import ENDED, AttemptRecord, Progress, State, StepRecord
 from pgqueue.results import let_go, results_of
 from pgqueue.retry import Duration, seconds
 from pgqueue.values import Codec, read_error
@@ -228,30 +228,62 @@ class _Handle(Generic[R]):
         state: State = row[protocol.JOB_COLUMNS.index("state")]
         return state
 
+    async def _cancel(self, hard: bool, timeout: Duration | None) -> bool:
+        requested = await self._answer(protocol.cancel([self.id], hard)) == "requested"
+        if not requested or timeout is None:
+            return requested
+        status: str = (await self._ended(timeout))[1]
+        return status == "cancelled"
+
     async def _result(self, timeout: Duration | None) -> R:
+        name, status, _, result, error = await self._ended(timeout)
+        if status == "succeeded":
+            value: R = self._codec.decode(result, f"the result of {name}")
+            return value
+        if status == "failed":
+            raise JobFailed(read_error(error), f"job {self.id} ({name})")
+        raise JobCancelled(f"job {self.id} ({name}) was cancelled")
+
+    async def _ended(self, timeout: Duration | None) -> tuple[Any, ...]:
+        """How the job has ended, when it has."""
         deadline = None if timeout is None else time.monotonic() + seconds(timeout)
         results = results_of(self._door.dsn)
         while True:
             row = await self._ask(protocol.job_value(self.id))
             if row is None:
                 raise self._missing()
-            name, status, _, result, error = row
-            if status == "succeeded":
-                value: R = self._codec.decode(result, f"the result of {name}")
-                return value
-            if status == "failed":
-                raise JobFailed(read_error(error), f"job {self.id} ({name})")
-            if status == "cancelled":
-                raise JobCancelled(f"job {self.id} ({name}) was cancelled")
+            if row[1] != "active":
+                return tuple(row)
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 state = await self._status()
-                raise ResultTimeout(f"job {self.id} ({name}) has not ended within {timeout!r}, and goes on: it is {state}")
+                raise ResultTimeout(f"job {self.id} ({row[0]}) has not ended within {timeout!r}, and goes on: it is {state}")
             ended = results.expect(self.id)
             try:
                 await self._door.until(ended, left)
             finally:
                 results.forget(self.id, ended)
+
+    async def _progress(self) -> Progress | None:
+        said = await self._ask(protocol.progress(self.id))
+        if said is None:
+            await self._status()  # or there is no such job
+        return None if said is None else Progress(*said)
+
+    async def _page(self, stream: str, after: int, follow: bool) -> list[tuple[int, Any]]:
+        """What comes next in a stream. Empty: nothing more comes."""
+        results = results_of(self._door.dsn)
+        while True:
+            heard = results.expect(self.id) if follow else None
+            try:
+                over = await self._status() in ENDED
+                rows = await self._ask(protocol.read_stream(self.id, stream, after, 1000))
+                if rows or over or heard is None:
+                    return [(pos, _ANY.decode(text, f"a value of stream {stream!r}")) for pos, text in rows]
+                await self._door.until(heard, 1.0)
+            finally:
+                if heard is not None:
+                    results.forget(self.id, heard)
 
     async def _steps(self) -> list[StepRecord]:
         return [
@@ -261,7 +293,7 @@ class _Handle(Generic[R]):
 
     async def _attempts(self) -> list[AttemptRecord]:
         rows = await self._ask(protocol.attempt_rows(self.id))
-        return [AttemptRecord(kind, seq, error and read_error(error), host, ended) for kind, seq, error, host, ended in rows]
+        return [AttemptRecord(kind, seq, error and read_error(error), *rest) for kind, seq, error, *rest in rows]
 
     def _was_sent(self, answer: str) -> bool:
         if answer == "unknown":
@@ -312,13 +344,39 @@ class Job(_Handle[R]):
                 return self._was_sent(run(conn, call))
             return self._was_sent(workflow.tell("pgqueue.send", call) if workflow else blocking(self._door.run(call)))
 
-    def cancel(self) -> bool:
-        """Ask the job to end. True: requested; where it runs, it ends before its next step. False: it had ended already."""
-        return blocking(self._answer(protocol.cancel([self.id]))) == "requested"
+    def progress(self) -> Progress | None:
+        """How far the job is, by its own account (see ``current().progress``). None: it has said nothing."""
+        return blocking(self._progress())
+
+    def stream(self, name: str = "default", *, after: int = 0, follow: bool = True) -> Iterator[Any]:
+        """The values that the job writes with ``stream.write(value)``, in order, until it has ended. ``after``: without the first
+        so many. ``follow=False``: only what is there now.
+        """
+        while page := blocking(self._page(name, after, follow)):
+            yield from (value for _, value in page)
+            after = page[-1][0]
+
+    def cancel(self, *, hard: bool = False, timeout: Duration | None = None) -> bool:
+        """Ask the job and its children to end. True: requested; where it runs, it ends before its next step. False: it had ended
+        already. ``hard``: it ends at once; the worker that runs it is killed, and the worker's other jobs are given back.
+
+        With ``timeout`` this waits for the end: True if the job was cancelled, False if it came to another end before.
+        ResultTimeout if it goes on for longer.
+        """
+        return blocking(self._cancel(hard, timeout))
 
     def requeue(self) -> bool:
         """Run a failed or cancelled job again, from where it stopped. False: it has not ended, or it succeeded."""
         return blocking(self._answer(protocol.requeue([self.id]))) == "requeued"
+
+    def rerun(self, from_step: int = 1) -> Job[R]:
+        """Run an ended job again as a new job, whose handle this returns. It keeps the checkpoints of the steps before
+        ``from_step`` (1 to one more than the job has; 1: runs everything again), and their children, and no others.
+
+        Errors: UnknownJob; BadValue for a step that cannot be the first; PgQueueError where the job has not ended, or children
+        that it would have to keep were pruned. In a workflow call it in a step.
+        """
+        return Job(self._door, blocking(self._ask(protocol.rerun(self.id, from_step, new_job_id()))), self._codec)
 
 
 class AsyncJob(_Handle[R]):
@@ -352,10 +410,25 @@ class AsyncJob(_Handle[R]):
                 return self._was_sent(await run_async(conn, call))
             return self._was_sent(await (workflow.atell("pgqueue.send", call) if workflow else self._door.run(call)))
 
-    async def cancel(self) -> bool:
+    async def progress(self) -> Progress | None:
+        """How far the job is: see ``Job.progress``."""
+        return await self._progress()
+
+    async def stream(self, name: str = "default", *, after: int = 0, follow: bool = True) -> AsyncIterator[Any]:
+        """The values that the job writes: see ``Job.stream``."""
+        while page := await self._page(name, after, follow):
+            for _, value in page:
+                yield value
+            after = page[-1][0]
+
+    async def cancel(self, *, hard: bool = False, timeout: Duration | None = None) -> bool:
         """Ask the job to end: see ``Job.cancel``."""
-        return await self._answer(protocol.cancel([self.id])) == "requested"
+        return await self._cancel(hard, timeout)
 
     async def requeue(self) -> bool:
         """Run a failed or cancelled job again: see ``Job.requeue``."""
         return await self._answer(protocol.requeue([self.id])) == "requeued"
+
+    async def rerun(self, from_step: int = 1) -> AsyncJob[R]:
+        """Run an ended job again as a new job: see ``Job.rerun``."""
+        return AsyncJob(self._door, await self._ask(protocol.rerun(self.id, from_step, new_job_id())), self._codec)

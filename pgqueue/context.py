@@ -72,6 +72,14 @@ class Run(Protocol):
 
     def atell(self, name: str, call: DatabaseCall[T]) -> Coroutine[Any, Any, T]: ...
 
+    def report(self, fraction: float | None, note: str | None) -> None:
+        """How far the job is."""
+
+    def write(self, stream: str, value: str) -> None:
+        """Append JSON to a stream of the job: in the open transaction, as a step (in a workflow's body), or soon."""
+
+    def awrite(self, stream: str, value: str) -> Coroutine[Any, Any, None]: ...
+
     def wait(self, wait: Wait) -> Any:
         """What a wait in a workflow's body comes to."""
 
@@ -93,6 +101,7 @@ class Run(Protocol):
     def ajob_result(self, job: str, codec: Codec) -> Coroutine[Any, Any, Any]: ...
 
 
+MOST_NOTE = 1000
 _active: ContextVar[Run | None] = ContextVar("pgqueue_run", default=None)
 
 
@@ -162,6 +171,16 @@ class Current:
     def meta(self) -> dict[str, Any]:
         """What the producer attached with ``options(meta=...)``, or the job that enqueued this one: a trace context, a tenant."""
         return self._run.meta
+
+    def progress(self, fraction: float | None = None, note: str | None = None) -> None:
+        """Say how far the job is: a fraction from 0 to 1, a note, or both. ``job.progress()`` has it within a second. Cheap: it
+        is sent a few times a second, and only the last word counts. ValueError for what is no fraction.
+        """
+        if fraction is not None and not 0 <= fraction <= 1:
+            raise ValueError(f"progress({fraction!r}): the fraction goes from 0 to 1")
+        if note is not None and ("\0" in note or len(note) > MOST_NOTE):
+            raise ValueError(f"progress(): the note has up to {MOST_NOTE} characters, and no NUL")
+        self._run.report(fraction, note)
 
     @property
     def step_key(self) -> str:

@@ -15,6 +15,7 @@ from pgqueue.context import Run, Wait, joined_run
 from pgqueue.errors import BadValue, OutsideJob
 from pgqueue.functions import Call
 from pgqueue.retry import Duration, seconds
+from pgqueue.values import Codec
 
 T = TypeVar("T")
 
@@ -144,5 +145,26 @@ class Patched:
         return _run("patched()").apatched(_key(name, "the name"))
 
 
+class Stream:
+    """``stream.write(value)``: values that ``job.stream()`` reads while the job runs."""
+
+    def write(self, value: Any, name: str = "default") -> None:
+        """Append a value to a stream of this job. In a transaction it is written if and only if that commits, and in the body of
+        a workflow as a step of its own: exactly once. In a step it is sent within a second or so, and again if the step is.
+
+        Errors: BadValue for what cannot be stored; OutsideJob outside of a job.
+        """
+        _run("stream.write()").write(_key(name, "the name of a stream"), _json(value))
+
+    def awrite(self, value: Any, name: str = "default") -> Coroutine[Any, Any, None]:
+        """The same in async code, to be awaited."""
+        return _run("stream.awrite()").awrite(_key(name, "the name of a stream"), _json(value))
+
+
+def _json(value: Any) -> str:
+    return _ANY.encode(value, "a value of a stream")
+
+
+_ANY = Codec(Any)
 sleep, sleep_until, wait_event, receive = Sleep(), SleepUntil(), WaitEvent(), Receive()
-gather, patched = Gather(), Patched()
+gather, patched, stream = Gather(), Patched(), Stream()

@@ -151,6 +151,7 @@ BY_SQLSTATE: dict[str, type[PgQueueError]] = {
     "PQ003": IdConflict,
     "PQ004": BadValue,
     "PQ005": ValueTooLarge,
+    "PQ006": UnknownJob,
     "PQ007": PgQueueError,
     "PQ008": TransactionMisused,
     "PQ009": PgQueueError,

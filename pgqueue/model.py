@@ -80,6 +80,15 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a job is, by its own account: ``fraction`` from 0 to 1, a ``note``, and when it said so."""
+
+    fraction: float | None
+    note: str | None
+    at: Any = field(compare=False)
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """One checkpoint of a job, as ``job.steps()`` shows it."""
 
@@ -92,10 +101,15 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """One run that did not succeed, as ``job.attempts()`` shows it. ``seq`` is the step; None: the job itself."""
+    """One run that did not succeed, or a requeue or rerun, as ``job.attempts()`` shows it.
 
-    kind: Literal["error", "crash", "timeout", "lost", "requeue"]
+    ``seq`` is the step; None: the job itself. ``by`` is who asked for a requeue or rerun, where that was said. The ``error`` of a
+    rerun has the ``job_id`` of the new job.
+    """
+
+    kind: Literal["error", "crash", "timeout", "lost", "requeue", "rerun"]
     seq: int | None
     error: dict[str, Any] | None
     host: str | None
     ended_at: Any = field(compare=False)
+    by: str | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from pgqueue.ids import Process
@@ -50,14 +51,19 @@ def enqueue_workflows(jobs: str) -> Call[list[str]]:
     return Call("SELECT e::text FROM pgqueue.enqueue_workflows(%s::json) e", (jobs,), _column)
 
 
-def cancel(ids: Sequence[str]) -> Call[Rows]:
-    """Rows of (job id, answer)."""
-    return Call("SELECT job_id::text, answer FROM pgqueue.cancel(%s::uuid[])", (list(ids),), _rows)
+def cancel(ids: Sequence[str], hard: bool = False, by: str | None = None) -> Call[Rows]:
+    """Rows of (job id, answer). ``by``: who asks."""
+    return Call("SELECT job_id::text, answer FROM pgqueue.cancel(%s::uuid[], %s, %s)", (list(ids), hard, by), _rows)
 
 
-def requeue(ids: Sequence[str]) -> Call[Rows]:
-    """Rows of (job id, answer)."""
-    return Call("SELECT job_id::text, answer FROM pgqueue.requeue(%s::uuid[])", (list(ids),), _rows)
+def requeue(ids: Sequence[str], by: str | None = None) -> Call[Rows]:
+    """Rows of (job id, answer). ``by``: who asks."""
+    return Call("SELECT job_id::text, answer FROM pgqueue.requeue(%s::uuid[], %s)", (list(ids), by), _rows)
+
+
+def rerun(job: str, from_step: int, new_id: str, by: str | None = None) -> Call[str]:
+    """The id of the new job: ``new_id``, so that a repetition after a lost connection finds the same."""
+    return Call("SELECT pgqueue.rerun(%s::uuid, %s::integer, %s, %s::uuid)::text", (job, from_step, by, new_id), _first)
 
 
 def send_event(key: str, value: str) -> Call[bool]:
@@ -272,14 +278,23 @@ def held_claims(workers: Sequence[str]) -> Call[Rows]:
     return Call("SELECT job_id::text, claim, worker::text FROM pgqueue.held_claims(%s::uuid[])", (list(workers),), _rows)
 
 
+def hard_cancelled(workers: Sequence[str]) -> Call[Rows]:
+    """Rows of (job id, token, worker): jobs that are to be cancelled by killing the worker that runs them."""
+    return Call("SELECT job_id::text, claim, worker::text FROM pgqueue.hard_cancelled(%s::uuid[])", (list(workers),), _rows)
+
+
 def promote(amount: int) -> Call[tuple[int, float | None]]:
     """(how many were moved, seconds until the next is due)."""
     return Call("SELECT * FROM pgqueue.promote(%s)", (amount,), lambda rows: (rows[0][0], rows[0][1]))
 
 
-def wake(amount: int, after: str) -> Call[tuple[int, bool, str | None]]:
-    """(how many jobs go on, whether there may be more to do at once, behind which id to look next time; None: from the start)."""
-    return Call("SELECT * FROM pgqueue.wake(%s, %s::uuid)", (amount, after), lambda rows: (rows[0][0], rows[0][1], rows[0][2]))
+def wake(amount: int, after: str | None = None) -> Call[tuple[int, bool, str | None]]:
+    """(how many went on, whether there may be more at once, how far it looked: the next ``after``)."""
+    return Call(
+        "SELECT moved, more, reached::text FROM pgqueue.wake(%s, coalesce(%s::uuid, '00000000-0000-0000-0000-000000000000'))",
+        (amount, after),
+        lambda rows: (rows[0][0], rows[0][1], rows[0][2]),
+    )
 
 
 def cancel_waiting() -> Call[int]:
@@ -308,6 +323,40 @@ def remaining(queues: Sequence[str]) -> Call[int]:
 def awaited(jobs: Sequence[str], seconds: float) -> Call[list[str]]:
     """Those of these jobs that have ended, or do not exist. The ends of others are announced for so many seconds."""
     return Call("SELECT pgqueue.awaited(%s::uuid[], %s)", (list(jobs), seconds), _column)
+
+
+def report(rows: Sequence[tuple[str, int, float | None, str | None]]) -> Call[None]:
+    """The progress of jobs: rows of (job, token, fraction, note)."""
+    columns = (
+        _array(job for job, _, _, _ in rows),
+        _array(str(token) for _, token, _, _ in rows),
+        _array("NULL" if fraction is None else str(fraction) for _, _, fraction, _ in rows),
+        _array(_quoted(note) for _, _, _, note in rows),
+    )
+    return Call("SELECT pgqueue.report(%s::uuid[], %s::bigint[], %s::float8[], %s::text[])", columns, _nothing)
+
+
+def write_stream(job: str, token: int | None, name: str, values: Sequence[str]) -> Call[bool]:
+    """Append JSON texts to a stream of a job. With a token only while that claim holds it; False: it does not."""
+    return Call(
+        "SELECT pgqueue.write_stream(%s::uuid, %s::bigint, %s, %s::text[])",
+        (job, token, name, _array(map(_quoted, values))),
+        _first,
+    )
+
+
+def read_stream(job: str, name: str, after: int, amount: int) -> Call[Rows]:
+    """Rows of (position, JSON text)."""
+    return Call("SELECT pos, value FROM pgqueue.read_stream(%s::uuid, %s, %s, %s)", (job, name, after, amount), _rows)
+
+
+def progress(job: str) -> Call[tuple[Any, ...] | None]:
+    """(fraction, note, when); None: it has said nothing."""
+    return Call(
+        "SELECT fraction, note, reported_at FROM pgqueue.progress WHERE job_id = %s::uuid",
+        (job,),
+        lambda rows: rows[0] if rows else None,
+    )
 
 
 def backend_pid() -> Call[int]:
@@ -361,12 +410,108 @@ def steps(job: str) -> Call[Rows]:
 
 
 def attempt_rows(job: str) -> Call[Rows]:
-    """Rows of (kind, seq, error, host, ended_at)."""
+    """Rows of (kind, seq, error, host, ended_at, by)."""
     return Call(
-        "SELECT kind, seq, error, host, ended_at FROM pgqueue.attempts WHERE job_id = %s::uuid ORDER BY ended_at",
+        'SELECT kind, seq, error, host, ended_at, "by" FROM pgqueue.attempts WHERE job_id = %s::uuid ORDER BY ended_at',
         (job,),
         _rows,
     )
+
+
+# ---------------------------------------------------------------------------------- what people look at, and choose
+
+
+def found_jobs(
+    states: Sequence[str],
+    name: str | None,
+    queue: str | None,
+    error: str | None,
+    since_seconds: float | None,
+    until_seconds: float | None,
+    limit: int,
+) -> Call[Rows]:
+    """Rows of (id, name, queue, state, when it ended or was created, error), the oldest first: see the SQL function."""
+    return Call(
+        "SELECT job_id::text, name, queue, state, at, error FROM pgqueue.find_jobs(%s::text[], %s, %s, %s,"
+        " make_interval(secs => %s::float8), make_interval(secs => %s::float8), %s)",
+        (list(states), name, queue, error, since_seconds, until_seconds, limit),
+        _rows,
+    )
+
+
+PLACE_COLUMNS = (
+    "version", "parent", "parent_seq", "ordinal", "policy", "failed_seqs", "waiting_until", "cancel_by", "worker", "host", "pid",
+    "paused",
+)  # fmt: skip
+
+
+def job_place(job: str) -> Call[tuple[Any, ...] | None]:
+    """The columns PLACE_COLUMNS of one job: what it was enqueued with, who runs it, and whether its queue is paused."""
+    return Call(
+        "SELECT j.version, j.parent::text, j.parent_seq, j.ordinal, v.policy, v.failed_seqs, j.waiting_until, j.cancel_by,"
+        " j.worker::text, w.host, w.pid, q.paused"
+        " FROM pgqueue.jobs j JOIN pgqueue.job_values v ON v.id = j.id LEFT JOIN pgqueue.workers w ON w.id = j.worker"
+        " LEFT JOIN pgqueue.queues q ON q.name = j.queue WHERE j.id = %s::uuid",
+        (job,),
+        lambda rows: rows[0] if rows else None,
+    )
+
+
+def step_lines(jobs: Sequence[str], each: int) -> Call[Rows]:
+    """Rows of (job id, seq, name, status, beginning of the result, error, created_at): the last ``each`` steps of each job."""
+    return Call(
+        "SELECT job_id::text, seq, name, status, left(result, 200), error, created_at"
+        " FROM (SELECT s.*, row_number() OVER (PARTITION BY job_id ORDER BY seq DESC) AS number FROM pgqueue.steps s"
+        " WHERE job_id = ANY (%s::uuid[])) s WHERE number <= %s ORDER BY job_id, seq",
+        (list(jobs), each),
+        _rows,
+    )
+
+
+def attempt_lines(jobs: Sequence[str], each: int) -> Call[Rows]:
+    """Rows of (job id, kind, seq, error, host, ended_at, by): the last ``each`` of each job."""
+    return Call(
+        'SELECT job_id::text, kind, seq, error, host, ended_at, "by"'
+        " FROM (SELECT a.*, row_number() OVER (PARTITION BY job_id ORDER BY ended_at DESC) AS number FROM pgqueue.attempts a"
+        " WHERE job_id = ANY (%s::uuid[])) a WHERE number <= %s ORDER BY ended_at",
+        (list(jobs), each),
+        _rows,
+    )
+
+
+def open_waits(jobs: Sequence[str]) -> Call[Rows]:
+    """Rows of (job id, seq, name, kind, key, until, began_at): the waits that have no answer yet."""
+    return Call(
+        "SELECT job_id::text, seq, name, kind, key, until, began_at FROM pgqueue.waits"
+        " WHERE job_id = ANY (%s::uuid[]) AND open ORDER BY job_id, seq",
+        (list(jobs),),
+        _rows,
+    )
+
+
+def child_counts(parents: Sequence[str]) -> Call[Rows]:
+    """Rows of (parent, seq of the step, state, how many)."""
+    return Call("SELECT parent::text, parent_seq, state, amount FROM pgqueue.child_counts(%s::uuid[])", (list(parents),), _rows)
+
+
+CHILD_COLUMNS = (
+    "parent", "parent_seq", "ordinal", "id", "name", "state", "created_at", "run_at", "started_at", "finished_at", "error",
+)  # fmt: skip
+
+
+def child_rows(parents: Sequence[str], each: int, limit: int, states: Sequence[str]) -> Call[Rows]:
+    """The columns CHILD_COLUMNS of up to ``each`` children of each step, and ``limit`` in all, failed and running ones first."""
+    return Call(
+        "SELECT parent::text, parent_seq, ordinal, id::text, name, state, created_at, run_at, started_at, finished_at, error"
+        " FROM pgqueue.child_jobs(%s::uuid[], %s, %s, %s::text[])",
+        (list(parents), each, limit, list(states)),
+        _rows,
+    )
+
+
+def now() -> Call[datetime]:
+    """What time it is for the database."""
+    return Call("SELECT pgqueue.clock()", (), _first)
 
 
 def stats() -> Call[Rows]:

@@ -85,7 +85,7 @@ class _ToAsync(ast.NodeTransformer):
         self.generic_visit(call)
         if not self._inside:
             return call
-        if isinstance(call.func, ast.Attribute) and call.func.attr in TWINS:
+        if isinstance(call.func, ast.Attribute) and (call.func.attr in TWINS or _root(call.func) == "stream"):
             call.func.attr = "a" + call.func.attr
         if isinstance(call.func, ast.Name) and call.func.id in DURABLE:
             call.func = ast.Attribute(call.func, "aio", ast.Load())

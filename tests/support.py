@@ -167,9 +167,9 @@ class Hand:
 
     def wake(self) -> int:
         """As a housekeeper does."""
-        moved, more, _ = run(self.conn, protocol.wake(1000, "00000000-0000-0000-0000-000000000000"))
+        moved, more, _ = run(self.conn, protocol.wake(1000))
         while run(self.conn, protocol.cancel_waiting()) or more:
-            also, more, _ = run(self.conn, protocol.wake(1000, "00000000-0000-0000-0000-000000000000"))
+            also, more, _ = run(self.conn, protocol.wake(1000))
             moved += also
         return moved
 

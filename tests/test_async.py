@@ -335,7 +335,7 @@ def test_two_steps_at_once_are_an_error_also_when_replayed(app: App, dsn: str, c
     job = flow.enqueue()
     drain(app, dsn)
     assert job.status() == "failed"
-    text = "write was called while step 1 was running: a workflow runs one step at a time"
+    text = "write was called while step 1 was running: a workflow runs one step at a time, or several in gather()"
     assert calls == ["first", text, text], "the second time from its checkpoint"
     assert marks(conn) == ["first"]
     assert [s.seq for s in job.steps()] == [1]

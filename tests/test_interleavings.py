@@ -157,9 +157,9 @@ def transaction(*calls: Call[Any], end: str = "COMMIT") -> Program:
 
 
 DETAILS = {
-    "failed": {"error": {"type": "E"}, "failed_seqs": []},
-    "retry": {"error": {"type": "E"}, "delay": 60, "failed_seqs": []},
-    "retry at once": {"error": {"type": "E"}, "delay": 0, "failed_seqs": []},
+    "failed": {"errors": [{"error": {"type": "E"}}], "failed_seqs": []},
+    "retry": {"errors": [{"error": {"type": "E"}}], "delay": 60, "failed_seqs": []},
+    "retry at once": {"errors": [{"error": {"type": "E"}}], "delay": 0, "failed_seqs": []},
 }
 WHERE_TO = {"succeeded": "succeeded", "failed": "failed", "retry": "scheduled", "retry at once": "ready", "release": "ready"}
 ENDS = ("succeeded", "failed")

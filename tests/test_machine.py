@@ -72,7 +72,7 @@ REGISTERED = json.dumps(
 )
 ACTIVE = ["ready", "scheduled", "running", "waiting"]
 ENDED = ["succeeded", "failed", "cancelled"]
-ERROR = {"error": {"type": "E"}}
+ERROR = {"errors": [{"error": {"type": "E"}}]}
 
 Claim = tuple[str, int]  # (job, token)
 minutes = st.integers(0, 3)

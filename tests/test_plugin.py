@@ -20,7 +20,7 @@ import threading
 
 import psycopg
 
-from pgqueue import App, Cancel, Queue, Retry, current
+from pgqueue import App, Cancel, Queue, Retry, current, sleep, wait_event
 from pgqueue.errors import OutsideJob
 
 app = App("postgresql:///the_real_shop", queues=[Queue("mail")])
@@ -49,6 +49,17 @@ def send_mail(to: str, template: str = "welcome") -> str:
     if to == "nobody":
         raise LookupError("no such address")
     return f"{template} sent to {to}"
+
+
+@app.workflow
+def reminder(to: str) -> str:
+    return send_mail(to)
+
+
+@app.workflow
+def remind(to: str) -> list[str]:
+    sleep("1d")
+    return [reminder(to), wait_event(f"answer-of-{to}", timeout="7d")]
 
 
 @app.transaction
@@ -471,6 +482,26 @@ def test_time_travel(project: Project) -> None:
             assert len(job.attempts()) == 3
 
 
+        def test_waits(pgqueue):
+            job = shop.remind.enqueue("ann")
+            assert pgqueue.drain() == {"suspended": 1}
+            pgqueue.travel("23h")
+            assert pgqueue.drain() == {}
+            pgqueue.travel("1h")
+            assert pgqueue.drain() == {"suspended": 2, "succeeded": 1}, "it waits for an event now, and has waited for a child"
+            shop.app.send_event("answer-of-ann", "yes")
+            assert pgqueue.drain() == {"succeeded": 1}
+            assert job.result(timeout=5) == ["welcome sent to ann", "yes"]
+
+            late = shop.remind.enqueue("bob")
+            pgqueue.drain()
+            pgqueue.travel("1d")
+            pgqueue.drain()
+            pgqueue.travel("8d")
+            with pytest.raises(JobFailed, match="did not come"):
+                pgqueue.drain()
+
+
         def test_the_next_test_lives_in_the_present(pgqueue):
             shop.send_mail.options(delay="1s").enqueue("ann")
             assert pgqueue.drain() == {}
@@ -480,7 +511,7 @@ def test_time_travel(project: Project) -> None:
             shop.send_mail.enqueue("nobody")
             assert pgqueue.drain() == {"succeeded": 1}
         """,
-        passed=3,
+        passed=4,
         failed=1,
     )
     result.stdout.fnmatch_lines(

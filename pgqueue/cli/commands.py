@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import signal
 import sys
+from typing import Any
 
 import click
 
 from pgqueue import database, migrate, protocol
 from pgqueue._version import __version__
-from pgqueue.cli import jobs, local
+from pgqueue.cli import jobs, local, repair
 from pgqueue.cli.bench import bench_command
 from pgqueue.cli.options import DURATION, dsn_option, json_option, only_from_the_command_line
-from pgqueue.cli.output import log_to_stderr, one_line_errors, show, show_json
+from pgqueue.cli.output import log_to_stderr, one_line_errors, show, show_json, until_nobody_reads
+from pgqueue.cli.show import show_command
 from pgqueue.config import Exit, WorkSettings
 from pgqueue.errors import BadValue, SchemaMissing
 from pgqueue.loading import load_app
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    """The commands. One whose output nobody reads any more (``pgqueue jobs | head``) has done its work."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with until_nobody_reads():  # --help
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with until_nobody_reads():
+            return super().invoke(ctx)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pgqueue")
 def cli() -> None:
     """Background jobs and durable workflows inside your own PostgreSQL."""
@@ -131,6 +145,7 @@ def status(as_json: bool, dsn: str | None) -> None:
 
 
 for command in (
-    jobs.enqueue, jobs.jobs, jobs.show_command, jobs.cancel, jobs.requeue, jobs.prune, bench_command, local.demo, local.dev,
+    jobs.enqueue, jobs.event, jobs.send, jobs.jobs, show_command, repair.cancel, repair.requeue, repair.rerun, repair.prune,
+    bench_command, local.demo, local.dev,
 ):  # fmt: skip
     cli.add_command(command)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import re
+import socket
 from typing import Any, TypeVar
 
 import click
@@ -40,6 +43,15 @@ def only_from_the_command_line(dsn: str | None) -> str | None:
     """The option --dsn where it was really typed: what an App says beats the environment, but not that."""
     source = click.get_current_context().get_parameter_source("dsn")
     return dsn if source is ParameterSource.COMMANDLINE else None
+
+
+def asker(command: str) -> str:
+    """Who asks, for the records: ``ann@web1 (pgqueue requeue)``."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a process of a container whose user has no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()} (pgqueue {command})"
 
 
 def ask(dsn: str | None, call: protocol.Call[T]) -> T:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import select
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +55,25 @@ def one_line_errors() -> Iterator[None]:
         code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), Exit.FAILED)
         click.echo(f"pgqueue: {harmless(' '.join(str(error).split()))}", err=True)
         sys.exit(code)
+
+
+@contextmanager
+def until_nobody_reads() -> Iterator[None]:
+    """Leave quietly, with exit code 0, when the reader of our output has gone."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer
+        sys.exit(Exit.OK)
+
+
+def _reader_has_gone() -> bool:
+    look = select.poll()
+    look.register(1, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in look.poll(0))
 
 
 def harmless(text: str) -> str:

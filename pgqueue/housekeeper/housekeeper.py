@@ -27,7 +27,6 @@ from pgqueue.slots import Phase, Slot, Slots
 
 log = logging.getLogger(__name__)
 PROMOTE_AT_ONCE = WAKE_AT_ONCE = 5000
-NOBODY = "00000000-0000-0000-0000-000000000000"  # comes before all ids
 
 
 class Housekeeper:
@@ -187,12 +186,14 @@ class Housekeeper:
 
     def _wake(self, conn: psycopg.Connection[Any]) -> float:
         failpoint("wake.before")
-        moved, more, self._looked_to = run(conn, protocol.wake(WAKE_AT_ONCE, self._looked_to or NOBODY))
+        moved, more, self._looked_to = run(conn, protocol.wake(WAKE_AT_ONCE, self._looked_to))
         if moved:
             self._wake_idle()
         return 0.0 if more else 1.0
 
     def _end_cancelled(self, conn: psycopg.Connection[Any]) -> float:
+        for worker in recovery.running_cancelled(conn, self._slots.used()):
+            self._say("cancelled", worker)
         return 0.0 if run(conn, protocol.cancel_waiting()) else 1.0
 
     def _reconcile(self, conn: psycopg.Connection[Any]) -> float:

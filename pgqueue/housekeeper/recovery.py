@@ -88,6 +88,13 @@ def fence_vanished(conn: psycopg.Connection[Any]) -> None:
             run(conn, protocol.fence_worker(worker, None, "its process is gone"))
 
 
+def running_cancelled(conn: psycopg.Connection[Any], slots: Sequence[Slot]) -> list[str]:
+    """Workers that are in the middle of a job that somebody wants to end at once."""
+    busy = {slot.worker: slot.started for slot in slots if slot.worker and slot.started}
+    claims = run(conn, protocol.hard_cancelled(list(busy))) if busy else []
+    return [worker for job, token, worker in claims if digest(job, token) in busy[worker]]
+
+
 def release_unknown(conn: psycopg.Connection[Any], slots: Sequence[Slot]) -> None:
     """Give back claims that their worker does not know of, because the reply to its claim was lost.
 

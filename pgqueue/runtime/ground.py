@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from pgqueue.runtime.reports import Reports
 from pgqueue.runtime.session import AsyncSession, BlockingSession, Sessions, undisturbed
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ class Ground:
 
     def __init__(self, dsn: str, worker: str) -> None:
         self.sessions = self.blocking_sessions = Sessions(BlockingSession, dsn, worker)
+        self.reports = Reports(self.blocking_sessions)
 
     @property
     def on_loop(self) -> bool:
@@ -56,6 +58,7 @@ class AsyncGround(Ground):
         numbers = itertools.count(1_000_000)  # names of sessions: other ones than those of the worker's threads
         self.sessions = Sessions(AsyncSession, dsn, worker, numbers)
         self.blocking_sessions = Sessions(BlockingSession, dsn, worker, numbers)
+        self.reports = Reports(self.blocking_sessions)
         self._loop = asyncio.get_event_loop()
         self._loop_thread = threading.get_ident()
         this = weakref.ref(self)

@@ -189,6 +189,7 @@ class JobRun:
             self._check_ending()
             if function.kind == "transaction":
                 return None
+            await self._flush()
             return Settlement(self.job, "succeeded", self.result_text(function, value), self.history.seen)
         except (Unwind, Restart, ClaimLost):
             raise
@@ -224,6 +225,7 @@ class JobRun:
 
     async def _ended_badly(self, error: BaseException, function: Function[Any, Any] | None) -> Settlement:
         """A job that raised: it is cancelled, tried again, or has failed."""
+        await self._flush()
         if isinstance(error, Snooze):
             return self.settlement("retry", {"delay": seconds(error.delay)})
         detail: dict[str, Any] = {"errors": [_described(error)], "failed_seqs": failed_steps(error)}
@@ -418,6 +420,10 @@ class JobRun:
                     "enqueue() in a thread cannot join the transaction of an async def: await f.aenqueue(...) in it"
                 )
             return self.app.client.send(self._children(descriptions), tx)
+        if self.ground.is_async:
+            raise WrongColour(
+                "enqueue() was called in a thread of an async workflow: call await f.aenqueue(...) from the workflow"
+            )
         step = _enqueue_step(self.app)
         seq = self._number(step)
         return blocking(self._call(step, seq, {"descriptions": self._children(descriptions, seq)}))
@@ -497,6 +503,42 @@ class JobRun:
         step: Function[Any, T] = AsyncTransaction(self.app, tell, Definition(name=name))
         return self._call(step, self._number(step), {})
 
+    def report(self, fraction: float | None, note: str | None) -> None:
+        self._check_ending()
+        self.ground.reports.progress(self._claim, fraction, note)
+
+    def write(self, stream: str, value: str) -> None:
+        if self._streams_soon("stream.write()"):
+            if not self.ground.reports.write(self._claim, stream, value):
+                blocking(self._flush())
+        else:
+            self.tell("pgqueue.stream", protocol.write_stream(self.job_id, None, stream, [value]))
+
+    async def awrite(self, stream: str, value: str) -> None:
+        if self._streams_soon("stream.awrite()"):
+            if not self.ground.reports.write(self._claim, stream, value):
+                await self._flush()
+        else:
+            await self.atell("pgqueue.stream", protocol.write_stream(self.job_id, None, stream, [value]))
+
+    def _streams_soon(self, what: str) -> bool:
+        """Is the caller a step without a transaction?"""
+        self.only_in_the_worker()
+        self._check_ending()
+        return not self.in_body and self._own_step(what).tx is None
+
+    @property
+    def _claim(self) -> tuple[str, int]:
+        return self.job.id, self.job.token
+
+    async def _flush(self) -> None:
+        """Send what the job has said of itself: before the checkpoint of the step that said it."""
+        if self.ground.reports.has(self._claim):
+            try:
+                await self.ground.in_thread(lambda: self.ground.reports.flush(self._claim))
+            except Restart as restart:
+                self.end(restart)
+
     def wait(self, wait: Wait) -> Any:
         self._durable(wait.what, awaited=False)
         return blocking(self._waited(self.history.give(), wait))
@@ -562,6 +604,7 @@ class JobRun:
         failpoint("step.before_effect")
         try:
             text = self.result_text(function, await self._in_time(function, seq, self.invoke(function, **arguments)))
+            await self._flush()
         except (Unwind, Restart, ClaimLost):
             raise
         except BaseException as error:  # noqa: BLE001 -- also SystemExit: it is the step that failed, not the worker
@@ -660,6 +703,7 @@ class JobRun:
         if isinstance(error, Snooze):
             self.end(Unwind(self.settlement("retry", {"delay": seconds(error.delay)})))
         text = describe(error)
+        await self._flush()
         failpoint("failure.before_recorded")
         try:
             policy = function.definition.retry

@@ -281,14 +281,16 @@ class Supervisor:
                 if slot is not None and slot.phase == Phase.DEAD:
                     slot.free()
             if "fenced" in message:
-                self._kill_fenced(message["fenced"])
+                self._kill(message["fenced"], "it has lost its lease")
+            if "cancelled" in message:
+                self._kill(message["cancelled"], "its job is to be cancelled at once")
             if "finished" in message:
                 self.drain()
 
-    def _kill_fenced(self, worker: str) -> None:
+    def _kill(self, worker: str, why: str) -> None:
         for place in self._places:
             if place.child is not None and place.child.worker == worker:
-                log.warning("worker %s has lost its lease: killing it", worker)
+                log.warning("killing worker %s: %s", worker, why)
                 failpoint("supervisor.before_kill")
                 place.child.ended_by_us = True
                 kill_group(place.child.pid)

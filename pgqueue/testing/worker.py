@@ -17,6 +17,7 @@ from pgqueue.ids import Process, new_token
 from pgqueue.model import LANES, ClaimedJob, Settlement
 from pgqueue.values import read_error
 
+_OUTCOMES = {"suspend": "suspended"}
 BUSY_PAUSE = 0.05  # seconds before a settlement is sent again that a session of its job still holds
 
 
@@ -25,7 +26,7 @@ class Ran:
     """One run of one job."""
 
     job: ClaimedJob
-    outcome: str  #: what became of the job; ``retry``: it will be tried again; ``lost``: somebody took it away
+    outcome: str  #: what became of the job; ``retry``: tried again later; ``suspended``: it waits; ``lost``: taken away
     error: dict[str, Any] | None  #: what is stored of the error of a job that failed
     raised: BaseException | None  #: what was raised in this run
 
@@ -43,7 +44,9 @@ class Worker:
     def claim(self) -> ClaimedJob | None:
         """The next job that is ready, or due by now."""
         run(self._conn, protocol.promote(1000))
-        run(self._conn, protocol.cancel_waiting())
+        more = True
+        while more or run(self._conn, protocol.cancel_waiting()):
+            _, more, _ = run(self._conn, protocol.wake(1000))
         hints = [0] * LANES * len(self._queues)
         while True:
             for job, _ in run(self._conn, protocol.claim(self.id, new_token(), self._queues, self._names, 1, hints)):
@@ -64,7 +67,9 @@ class Worker:
         row = run(self._conn, protocol.job_value(job.id))
         status, error = (row[1], row[4]) if row is not None else ("active", None)
         if status == "active":
-            return Ran(job, "lost" if settlement is None or answer else settlement.how, None, raised)
+            return Ran(
+                job, "lost" if settlement is None or answer else _OUTCOMES.get(settlement.how, settlement.how), None, raised
+            )
         return Ran(job, status, read_error(error) if status == "failed" else None, raised)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from pgqueue import App, Queue, Retry, StepFailed, current, sleep, wait_event
+from pgqueue import App, Queue, Retry, StepFailed, current, gather, sleep, stream, wait_event
 
 app = App(queues=[Queue("payments")])
 
@@ -197,3 +197,23 @@ def takes_for_ever(how: str) -> None:
         while True:
             nap(0.1)
     wait_event("never") if how == "waits" else sleep("1h")
+
+
+@app.workflow
+def family() -> list[None]:
+    """Two children that take long."""
+    return gather(*slow_child.map([60.0, 60.0]))
+
+
+@app.workflow
+def slow_child(seconds: float) -> None:
+    nap(seconds)
+
+
+@app.step
+def talks(times: int, pause: float) -> None:
+    """Says how far it is."""
+    for i in range(times):
+        stream.write(i)
+        current().progress((i + 1) / times, f"{i + 1} of {times}")
+        time.sleep(pause)

@@ -1,7 +1,9 @@
 -- Ask that jobs end. That is all: whoever holds or takes a job honours the request (claim, settle, reap), and
 -- cancel_waiting() ends those that nobody holds. Answers per job: requested, or the status of a job that had ended, or
--- unknown. A job that is running its last step may still succeed.
-CREATE OR REPLACE FUNCTION pgqueue.cancel(jobs uuid[]) RETURNS TABLE (job_id uuid, answer text)
+-- unknown. A job that is running its last step may still succeed, unless hard: then the worker that runs it is killed, and so
+-- are those that run its children. by: who asks, where that is a person.
+CREATE OR REPLACE FUNCTION pgqueue.cancel(jobs uuid[], hard boolean DEFAULT false, by text DEFAULT NULL)
+RETURNS TABLE (job_id uuid, answer text)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -9,10 +11,15 @@ BEGIN
     PERFORM pgqueue.assert_read_committed();
     PERFORM pgqueue.durable_commit();
     PERFORM FROM pgqueue.job j WHERE j.id = ANY (jobs) ORDER BY j.id FOR KEY SHARE;     -- prune waits, and then sees the requests
-    INSERT INTO pgqueue.cancel_request (job_id, requested_at)
-    SELECT j.id, pgqueue.clock() FROM pgqueue.job j LEFT JOIN pgqueue.outcome o ON o.job_id = j.id
-     WHERE j.id = ANY (jobs) AND o.job_id IS NULL
-    ON CONFLICT DO NOTHING;
+    WITH RECURSIVE tree AS (
+        SELECT j.id FROM pgqueue.job j WHERE j.id = ANY (jobs)
+         UNION
+        SELECT c.id FROM tree t JOIN pgqueue.job c ON c.parent = t.id WHERE cancel.hard
+    )
+    INSERT INTO pgqueue.cancel_request (job_id, requested_at, hard, by)
+    SELECT t.id, pgqueue.clock(), cancel.hard, left(cancel.by, 128) FROM tree t LEFT JOIN pgqueue.outcome o ON o.job_id = t.id
+     WHERE o.job_id IS NULL ORDER BY t.id
+    ON CONFLICT (job_id) DO UPDATE SET hard = true WHERE excluded.hard;
     PERFORM pg_notify('pgqueue_wake', '');
     RETURN QUERY
     SELECT g.id, CASE WHEN j.id IS NULL THEN 'unknown' ELSE coalesce(o.status, 'requested') END

@@ -10,6 +10,7 @@ AS $$
 DECLARE
     xid   xid8 := pgqueue.fence(job, token, seen, 0);
     until timestamptz;
+    holder uuid;
 BEGIN
     IF xid IS NULL THEN
         answer := 'lost';
@@ -29,10 +30,11 @@ BEGIN
           LEFT JOIN pgqueue.outcome o ON o.job_id = j.id
          WHERE j.id IS NULL OR o.job_id IS NOT NULL;
     ELSIF kind = 'children' AND pgqueue.next_child(job, proceed.key) IS NULL THEN
-        SELECT json_build_object('parent', job, 'failed', coalesce(json_object_agg(c.ordinal, pgqueue.ending(o)) FILTER (WHERE o.status <> 'succeeded'), '{}'))
+        holder := pgqueue.children_of(job, split_part(proceed.key, ':', 1)::integer);
+        SELECT json_build_object('parent', holder, 'failed', coalesce(json_object_agg(c.ordinal, pgqueue.ending(o)) FILTER (WHERE o.status <> 'succeeded'), '{}'))
           INTO result
           FROM pgqueue.job c JOIN pgqueue.outcome o ON o.job_id = c.id
-         WHERE c.parent = job AND c.parent_seq = split_part(proceed.key, ':', 1)::integer;
+         WHERE c.parent = holder AND c.parent_seq = split_part(proceed.key, ':', 1)::integer;
     END IF;
     IF result IS NULL AND until <= pgqueue.clock() THEN
         result := '{"timeout":true}';

@@ -1,5 +1,6 @@
 -- Delete up to `amount` ended jobs, with all their facts, that ended longer ago than `older` with one of these statuses.
--- Starts from the outcome (requeue goes through the same gate), and never takes a child whose parent still lives.
+-- Starts from the outcome (requeue goes through the same gate), and never takes a child whose parent still lives, nor one that a
+-- rerun of its parent still needs.
 -- Returns how many went: fewer than `amount` means that nothing is left to do.
 CREATE OR REPLACE FUNCTION pgqueue.prune(statuses text[], older interval, amount integer) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
@@ -19,6 +20,10 @@ BEGIN
           LEFT JOIN pgqueue.outcome po ON po.job_id = j.parent
          WHERE o.finished_at < pgqueue.clock_bound() - older AND o.status = ANY (statuses)
            AND (p.id IS NULL OR po.job_id IS NOT NULL)
+           AND NOT EXISTS (SELECT FROM pgqueue.kept_children k
+                             JOIN pgqueue.job b ON b.id = k.job_id
+                             LEFT JOIN pgqueue.outcome bo ON bo.job_id = k.job_id
+                            WHERE k.parent = j.parent AND k.seq = j.parent_seq AND bo.job_id IS NULL)
          ORDER BY o.finished_at LIMIT amount FOR UPDATE OF o SKIP LOCKED
     ), gone AS (
         DELETE FROM pgqueue.outcome o WHERE o.ctid = ANY (ARRAY(SELECT x.tid FROM old x)) RETURNING o.job_id
@@ -32,6 +37,14 @@ BEGIN
         DELETE FROM pgqueue.wait w WHERE w.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
     ), messages AS (
         DELETE FROM pgqueue.message m WHERE m.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
+    ), kept AS (
+        DELETE FROM pgqueue.kept_children k WHERE k.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
+    ), progress AS (
+        DELETE FROM pgqueue.progress p WHERE p.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
+    ), stream_ends AS (
+        DELETE FROM pgqueue.stream_end e WHERE e.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
+    ), streams AS (
+        DELETE FROM pgqueue.stream s WHERE s.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
     ), jobs AS (
         DELETE FROM pgqueue.job j WHERE j.id = ANY ((SELECT i.list FROM ids i)::uuid[])
     )

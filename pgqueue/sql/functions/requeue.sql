@@ -1,6 +1,6 @@
 -- Run ended jobs again, from where they stopped: their outcome goes, and of their checkpoints exactly those whose error
--- ended them. Answers per job: requeued, succeeded (it stays so), active (it has not ended), unknown.
-CREATE OR REPLACE FUNCTION pgqueue.requeue(jobs uuid[]) RETURNS TABLE (job_id uuid, answer text)
+-- ended them. by: who asks, where that is a person. Answers per job: requeued, succeeded (it stays so), active (it has not ended), unknown.
+CREATE OR REPLACE FUNCTION pgqueue.requeue(jobs uuid[], by text DEFAULT NULL) RETURNS TABLE (job_id uuid, answer text)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -14,10 +14,10 @@ BEGIN
          UNION
         SELECT o.job_id, o.failed_seqs
           FROM failed f
-          JOIN pgqueue.job c ON c.parent = f.job_id
-          LEFT JOIN pgqueue.wait w ON w.job_id = f.job_id AND w.kind = 'job' AND w.key = c.id::text
+         CROSS JOIN LATERAL unnest(f.failed_seqs) AS s(seq)
+          LEFT JOIN pgqueue.wait w ON w.job_id = f.job_id AND w.seq = s.seq AND w.kind = 'job'
+          JOIN pgqueue.job c ON c.parent = pgqueue.children_of(f.job_id, s.seq) AND (c.parent_seq = s.seq OR c.id::text = w.key)
           JOIN pgqueue.outcome o ON o.job_id = c.id AND o.status <> 'succeeded'
-         WHERE c.parent_seq = ANY (f.failed_seqs) OR w.seq = ANY (f.failed_seqs)
     )
     SELECT array_agg(f.job_id) INTO again FROM failed f;
     WITH ended AS (
@@ -27,8 +27,9 @@ BEGIN
     ), unwaited AS (
         DELETE FROM pgqueue.wait w USING ended e WHERE w.job_id = e.job_id AND w.seq = ANY (e.failed_seqs)
     ), recorded AS (
-        INSERT INTO pgqueue.attempt (job_id, kind, checkpoints, error, ended_at)
-        SELECT e.job_id, 'requeue', (SELECT count(*) FROM pgqueue.checkpoint c WHERE c.job_id = e.job_id), e.error, pgqueue.clock()
+        INSERT INTO pgqueue.attempt (job_id, kind, checkpoints, error, by, ended_at)
+        SELECT e.job_id, 'requeue', (SELECT count(*) FROM pgqueue.checkpoint c WHERE c.job_id = e.job_id), e.error,
+               left(requeue.by, 128), pgqueue.clock()
           FROM ended e
     ), unasked AS (
         DELETE FROM pgqueue.cancel_request c USING ended e WHERE c.job_id = e.job_id

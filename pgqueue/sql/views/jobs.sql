@@ -8,7 +8,8 @@ SELECT j.id, j.name, j.queue, j.priority,
             ELSE 'ready' END AS state,                       -- by elimination: `ready` has no index by job
        j.key, j.parent, j.created_at, coalesce(s.run_at, j.run_at) AS run_at,
        r.started_at, r.worker, w.kind AS waiting_for, w.key AS waiting_key, o.finished_at,
-       c.job_id IS NOT NULL AS cancel_requested
+       c.job_id IS NOT NULL AS cancel_requested,
+       j.version, j.parent_seq, j.ordinal, w.until AS waiting_until, c.by AS cancel_by
   FROM pgqueue.job j
   LEFT JOIN pgqueue.outcome o ON o.job_id = j.id
   LEFT JOIN pgqueue.running r ON r.job_id = j.id

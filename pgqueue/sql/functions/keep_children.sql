@@ -1,0 +1,35 @@
+-- The part of rerun about children: those that the kept steps of the old job have started are the new one's too. (A gather() starts its
+-- children at one step, and waits for them at a later one, which they are numbered by.) Returns the first step whose children are not
+-- all there any more; null: all are. Where a prune took only the last of them, that is not seen.
+CREATE OR REPLACE FUNCTION pgqueue.keep_children(old uuid, new uuid, from_step integer) RETURNS integer
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    starts integer[];                                        -- the steps that have started children
+    lost   integer;
+BEGIN
+    SELECT coalesce(array_agg(c.seq), '{}') INTO starts FROM pgqueue.checkpoint c
+     WHERE c.job_id = keep_children.new AND c.name = 'pgqueue.start' AND c.result IS NOT NULL;
+    IF starts = '{}' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO pgqueue.kept_children (job_id, seq, parent)
+    SELECT keep_children.new, h.seq, h.parent
+      FROM (SELECT j.parent_seq AS seq, j.parent FROM pgqueue.job j
+             WHERE j.parent = keep_children.old AND j.ordinal = 0 AND j.id = pgqueue.child_id(j.parent, j.parent_seq, 0)
+             UNION
+            SELECT k.seq, k.parent FROM pgqueue.kept_children k WHERE k.job_id = keep_children.old) h
+     WHERE (SELECT max(c.seq) FROM pgqueue.checkpoint c
+             WHERE c.job_id = keep_children.old AND c.name = 'pgqueue.start' AND c.seq < h.seq) = ANY (starts);
+    PERFORM FROM pgqueue.kept_children k
+       JOIN pgqueue.job c ON c.parent = k.parent AND c.parent_seq = k.seq
+       JOIN pgqueue.outcome o ON o.job_id = c.id
+      WHERE k.job_id = keep_children.new FOR KEY SHARE OF o;                            -- prune leaves them alone
+    SELECT min(s.seq) INTO lost
+      FROM (SELECT s.seq, coalesce(lead(s.seq) OVER (ORDER BY s.seq), 50001) AS next FROM unnest(starts) s(seq)) s
+      LEFT JOIN pgqueue.kept_children k ON k.job_id = keep_children.new AND k.seq > s.seq AND k.seq < s.next
+     WHERE (SELECT count(*) IS DISTINCT FROM max(c.ordinal) + 1 FROM pgqueue.job c WHERE c.parent = k.parent AND c.parent_seq = k.seq);
+    RETURN lost;
+END
+$$;
