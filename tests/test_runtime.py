@@ -850,7 +850,7 @@ def test_result_times_out_and_unknown_jobs_are_errors(app: App, dsn: str) -> Non
     def noop() -> None:
         pass
 
-    with pytest.raises(ResultTimeout, match="it goes on"):
+    with pytest.raises(ResultTimeout, match="goes on: it is ready"):
         noop.enqueue().result(timeout=0.05)
     with pytest.raises(PgQueueError, match="no job"):
         app.job("01920000-0000-7000-8000-000000000000").result()

@@ -115,7 +115,7 @@ def load(conn: psycopg.Connection[Any], root: Job, depth: int) -> None:
         jobs = {job.id: job for job in level}
         if not jobs:
             return
-        _steps(conn, jobs, 50_000 if level == [root] else STEPS_BELOW)
+        _steps(conn, jobs, *((50_000, 1000) if remaining == depth else (STEPS_BELOW, 2 * TRIES)))
         for parent, seq, state, amount in run(conn, protocol.child_counts(list(jobs))):
             jobs[parent].step(seq).counts[state] = amount
         level = []
@@ -149,7 +149,7 @@ def _child(row: Iterable[Any]) -> Job:
     return Job(id, name, state, ordinal, created_at, run_at, started_at, finished_at, short(error))
 
 
-def _steps(conn: psycopg.Connection[Any], jobs: dict[str, Job], each: int) -> None:
+def _steps(conn: psycopg.Connection[Any], jobs: dict[str, Job], each: int, tries: int) -> None:
     ids = list(jobs)
     for job, seq, name, status, result, error, created_at in run(conn, protocol.step_lines(ids, each)):
         jobs[job].steps[seq] = Step(seq, name, status, short(error) if error else result, created_at)
@@ -159,7 +159,7 @@ def _steps(conn: psycopg.Connection[Any], jobs: dict[str, Job], each: int) -> No
         wait = Wait(*row)
         step = jobs[id].step(wait.seq)
         step.name, step.status, step.wait = wait.name, "waiting", wait
-    for id, kind, seq, error, host, ended_at, by in run(conn, protocol.attempt_lines(ids, 1000)):
+    for id, kind, seq, error, host, ended_at, by in run(conn, protocol.attempt_lines(ids, tries)):
         job = jobs[id]
         if seq is None:
             job.tries.append(Try(kind, short(error), host, ended_at, by))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import traceback
+from typing import Any
 
+import msgspec
 import psycopg
 
 from pgqueue.errors import JobCancelled, JobFailed, StepFailed
@@ -47,3 +49,8 @@ def failed_steps(error: BaseException) -> list[int]:
             seqs.add(current.seq)
         current = current.__cause__ or current.__context__
     return sorted(seqs)
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """An error as an entry of the errors of a settlement."""
+    return {"error": msgspec.Raw(describe(error).encode())}

@@ -18,8 +18,10 @@ from pgqueue.colour import blocking
 from pgqueue.context import Wait
 from pgqueue.errors import WrongColour
 from pgqueue.functions import AsyncTransaction, Call, Definition, Function, Transaction
+from pgqueue.runtime.endings import merged
 from pgqueue.runtime.history import Recorded, Wanted
 from pgqueue.runtime.session import undisturbed
+from pgqueue.runtime.steps import perform
 from pgqueue.runtime.waits import child_results, read_failure, result_of, wait
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ class Gather:
         run.only_in_the_worker()
         endings = [r.error for r in results if isinstance(r, Raised) and not isinstance(r.error, Exception)]
         if endings:
-            run.end(run.merged(endings))
+            run.end(merged(run, endings))
         return results
 
     # ---------------------------------------------------------------------------------------------- children
@@ -113,7 +115,7 @@ class Gather:
         step = _start_step(run.app, run.ground.is_async)
         with run.inside(self._start):
             [recorded] = await run.find([Wanted(self._start, step.name, step.known_names)])
-            await run.perform(step, self._start, {"descriptions": descriptions}, recorded)
+            await perform(run, step, self._start, {"descriptions": descriptions}, recorded)
         return recorded is None
 
     async def _join_children(self, fresh: bool) -> list[Any]:
@@ -144,7 +146,7 @@ class Gather:
 async def _branch(run: JobRun, call: Call[Any], seq: int, recorded: Recorded | None) -> Any:
     try:
         with run.inside(seq):
-            return await run.perform(call.function, seq, dict(call.arguments), recorded)
+            return await perform(run, call.function, seq, dict(call.arguments), recorded)
     except BaseException as error:  # noqa: BLE001 -- looked at when all have ended
         return Raised(error)
 

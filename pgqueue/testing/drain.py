@@ -13,7 +13,7 @@ import pytest
 from pgqueue.app import App, Hook
 from pgqueue.context import Current, process
 from pgqueue.errors import StepFailed
-from pgqueue.runtime.run import Unwind
+from pgqueue.runtime.endings import Unwind
 from pgqueue.testing.places import Place
 from pgqueue.testing.worker import Ran, Worker
 

@@ -14,6 +14,7 @@ BEGIN
     IF starts = '{}' THEN
         RETURN NULL;
     END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('pgqueue.kept_children', 0));            -- each prune sees this, or is seen
     INSERT INTO pgqueue.kept_children (job_id, seq, parent)
     SELECT keep_children.new, h.seq, h.parent
       FROM (SELECT j.parent_seq AS seq, j.parent FROM pgqueue.job j
@@ -22,10 +23,6 @@ BEGIN
             SELECT k.seq, k.parent FROM pgqueue.kept_children k WHERE k.job_id = keep_children.old) h
      WHERE (SELECT max(c.seq) FROM pgqueue.checkpoint c
              WHERE c.job_id = keep_children.old AND c.name = 'pgqueue.start' AND c.seq < h.seq) = ANY (starts);
-    PERFORM FROM pgqueue.kept_children k
-       JOIN pgqueue.job c ON c.parent = k.parent AND c.parent_seq = k.seq
-       JOIN pgqueue.outcome o ON o.job_id = c.id
-      WHERE k.job_id = keep_children.new FOR KEY SHARE OF o;                            -- prune leaves them alone
     SELECT min(s.seq) INTO lost
       FROM (SELECT s.seq, coalesce(lead(s.seq) OVER (ORDER BY s.seq), 50001) AS next FROM unnest(starts) s(seq)) s
       LEFT JOIN pgqueue.kept_children k ON k.job_id = keep_children.new AND k.seq > s.seq AND k.seq < s.next

@@ -13,6 +13,7 @@ BEGIN
     IF older < interval '0' THEN
         PERFORM pgqueue.refuse('PQ004', format('the age %s is negative', older));
     END IF;
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('pgqueue.kept_children', 0));     -- see keep_children
     WITH old AS MATERIALIZED (
         SELECT o.ctid AS tid FROM pgqueue.outcome o
           JOIN pgqueue.job j ON j.id = o.job_id
