@@ -55,7 +55,7 @@ def interleaver(dsn: str) -> Iterator[Interleaver]:
 @pytest.fixture
 def race(interleaver: Interleaver, conn: Connection) -> Race:
     """Runs races in tables in which nothing is left from a test that failed, and with all the time in the world."""
-    for table in (*FACTS, "ready", "running", "scheduled", "waiting", "worker"):
+    for table in (*FACTS, "ready", "running", "scheduled", "waiting", "worker", "wakeup", "event"):
         conn.execute(f"DELETE FROM pgqueue.{table}")
     conn.execute("DELETE FROM effect")
     conn.execute("SELECT setval('pgqueue.conflict', 1, false)")
@@ -270,8 +270,9 @@ LEGAL = {
     (None, "ready"), (None, "scheduled"),
     ("ready", "running"), ("ready", "waiting"), ("ready", "cancelled"),
     ("scheduled", "ready"), ("scheduled", "cancelled"),
-    ("waiting", "running"), ("waiting", "cancelled"),
-    ("running", "ready"), ("running", "scheduled"), ("running", "succeeded"), ("running", "failed"), ("running", "cancelled"),
+    ("waiting", "running"), ("waiting", "cancelled"), ("waiting", "ready"),
+    ("running", "ready"), ("running", "scheduled"), ("running", "waiting"),
+    ("running", "succeeded"), ("running", "failed"), ("running", "cancelled"),
     ("failed", "ready"), ("cancelled", "ready"),
     ("succeeded", None), ("failed", None), ("cancelled", None),
 }  # fmt: skip
@@ -317,7 +318,7 @@ LOOK = """
 """  # one snapshot of all
 
 
-FACTS = ("job", "outcome", "checkpoint", "attempt", "cancel_request")
+FACTS = ("job", "outcome", "checkpoint", "attempt", "cancel_request", "wait", "message")
 LEFT = " UNION ALL ".join(f"SELECT '{table}', to_json(t) FROM pgqueue.{table} t" for table in FACTS)
 
 Check = Callable[[Connection, Scene, Results], None]
@@ -364,6 +365,8 @@ WORK_OFF = """
     UPDATE pgqueue.scheduled SET run_at = pgqueue.clock() - interval '1 second';
     SELECT pgqueue.promote(100);
     SELECT pgqueue.cancel_waiting();
+    UPDATE pgqueue.waiting SET until = pgqueue.clock() - interval '1 second' WHERE kind <> 'name';
+    SELECT pgqueue.wake(100, '00000000-0000-0000-0000-000000000000');
     SELECT pgqueue.register_worker('00000000-0000-4000-8000-000000000001', 'host', 'boot', 'pids', 1, 1);
     SELECT pgqueue.settle(array_agg(c.job_id), array_agg(1::bigint), array_agg('succeeded'::text), array_agg('2'::text),
                           array_agg(0), array_agg(NULL::json))
@@ -1034,3 +1037,181 @@ def test_a_wrong_verb_loses_a_race(race: Race, conn: Connection, mutant: str) ->
             lost(race)
     finally:
         conn.execute(text)
+
+
+# -------------------------------------------------------------------------------------------------------- waiting
+
+LAST = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+
+
+def waking(scene: Scene) -> Program:
+    """A housekeeper: only what somebody has asked to look at, so that nothing is found by chance."""
+    return transaction(protocol.wake(100, LAST))
+
+
+def suspending(kind: str, key: Callable[[Scene], str] = lambda scene: scene.ids[0], seconds: float | None = None) -> Sessions:
+    def program(scene: Scene) -> Program:
+        return transaction(suspension(scene, kind, key(scene), seconds))
+
+    return program
+
+
+def suspension(scene: Scene, kind: str, key: str, seconds: float | None = None) -> Call[dict[str, str]]:
+    detail = json.dumps({"seq": 1, "name": f"pgqueue.{kind}", "kind": kind, "key": key, "seconds": seconds})
+    return protocol.settle([Settlement(scene.job, "suspend", None, 0, detail)])
+
+
+def sending(value: int = 1) -> Sessions:
+    return lambda scene: transaction(protocol.send_event(scene.ids[0], str(value)))
+
+
+def messaging(scene: Scene) -> Program:
+    return transaction(protocol.send_message(scene.ids[0], scene.ids[0], "1"))
+
+
+def proceeding(scene: Scene) -> Program:
+    job = scene.job
+    return transaction(protocol.proceed(job.id, job.token, 0, 1, "pgqueue.event", "event", job.id))
+
+
+def suspended(kind: str, seconds: float | None = None) -> Setup:
+    """A job that waits. Nobody has been asked to look at it."""
+
+    def setup(conn: Connection) -> Scene:
+        scene = held()(conn)
+        assert run(conn, suspension(scene, kind, scene.ids[0], seconds)) == {}
+        run(conn, protocol.wake(100, LAST))
+        return scene
+
+    return setup
+
+
+def goes_on(conn: Connection, scene: Scene) -> None:
+    """When all have committed, one look at what was asked for is enough."""
+    run(conn, protocol.wake(100, LAST))
+    assert state(conn, scene) == "ready"
+
+
+@pytest.mark.parametrize("what", ["event", "message"])
+def test_what_it_waits_for_comes_while_it_is_suspended(race: Race, what: str) -> None:
+    """A job never sleeps beyond it, whoever commits first, and wherever the housekeeper looks in between."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["suspend"] == {}
+        goes_on(conn, scene)
+
+    orders = race(held(), check, send=sending() if what == "event" else messaging, suspend=suspending(what), wake=waking)
+    assert waited(orders) == set()
+
+
+def family(conn: Connection) -> Scene:
+    """A parent and a child, both held."""
+    scene = ready()(conn)
+    [parent] = scene.ids
+    child = new_job_id()
+    run(conn, enqueue([child], parent=parent, parent_seq=1, ordinal=0))
+    jobs = {job.id: job for job, _ in run(conn, claim(scene.worker))}
+    return Scene([parent, child], scene.worker, [jobs[parent], jobs[child]])
+
+
+def childs_end(how: str) -> Sessions:
+    def program(scene: Scene) -> Program:
+        child = Scene([scene.ids[1]], scene.worker, [scene.held[1]])
+        if how == "cancelled":
+            return transaction(protocol.settle([Settlement(child.job, "cancelled", None, 0, "{}")]))
+        return finishing()(child) if how == "finished" else transaction(settlement(child, how))
+
+    return program
+
+
+@pytest.mark.parametrize("kind", ["children", "job"])
+@pytest.mark.parametrize("how", ["succeeded", "failed", "cancelled", "finished"])
+def test_a_child_ends_while_its_parent_is_suspended(race: Race, kind: str, how: str) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["suspend"] == {}
+        goes_on(conn, scene)
+
+    suspend = suspending(kind, (lambda scene: "1:0") if kind == "children" else (lambda scene: scene.ids[1]))
+    race(family, check, end=childs_end(how), suspend=suspend, wake=waking)
+
+
+@pytest.mark.parametrize("how", ["event", "time"])
+def test_cancel_and_wake(race: Race, how: str) -> None:
+    """It is cancelled, at once or when it is claimed; and it never waits on."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["cancel"] == "requested"
+        assert state(conn, scene) in ("cancelled", "ready", "waiting")
+        run(conn, protocol.wake(100, LAST))
+        assert state(conn, scene) in ("cancelled", "ready")
+
+    if how == "event":
+        race(suspended("event"), check, became("cancelled"), cancel=cancelling, wake=waking, send=sending())
+    else:
+        race(suspended("event", 0.0), check, became("cancelled"), cancel=cancelling, wake=waking, sweep=sweeping)
+
+
+def test_a_message_and_the_end_of_its_job(race: Race) -> None:
+    """It was sent in time, or whoever sent it hears that it was not. Nothing is left of it."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["send"] in ("sent", "ended")
+        assert results["settle"] == {}
+
+    race(held(), check, became("succeeded"), send=messaging, settle=settling("succeeded"))
+
+
+def test_the_time_is_over_when_the_event_comes(race: Race) -> None:
+    """One of the two is stored, once, and stays."""
+
+    def setup(conn: Connection) -> Scene:
+        scene = suspended("event", 0.0)(conn)
+        run(conn, protocol.wake(100, LAST))
+        [job] = [job for job, _ in run(conn, claim(scene.worker))]
+        return Scene(scene.ids, scene.worker, [job])
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        answer, result, _ = results["proceed"]
+        assert answer == "stored"
+        assert json.loads(result) in ({"value": 1}, {"timeout": True})
+        stored = conn.execute("SELECT result FROM pgqueue.checkpoint WHERE job_id = %s", (scene.job.id,)).fetchall()
+        assert stored == [(result,)]
+
+    race(setup, check, send=sending(), proceed=proceeding)
+
+
+def test_two_events_for_one_key(race: Race) -> None:
+    """One of them is the first, for everybody."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert sorted([results["one"], results["two"]]) == [False, True]
+        value = 1 if results["one"] else 2
+        goes_on(conn, scene)
+        assert conn.execute("SELECT value FROM pgqueue.event WHERE key = %s", (scene.ids[0],)).fetchall() == [(str(value),)]
+
+    race(suspended("event"), check, one=sending(1), two=sending(2), wake=waking)
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_time_limit_and_the_end_of_the_job(race: Race, how: str) -> None:
+    """The supervisor has killed the worker, whose last words are still on their way."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        settled = results["settle"] == {}
+        given_back, failed, _ = results["reap"]
+        assert (settled, given_back, failed) in [(True, 0, 0), (False, 1, 0), (False, 0, 1)]
+        kinds = [kind for _, kind in attempts(conn, scene)]
+        assert kinds == (["error"] * (how == "failed") if settled else ["timeout"])
+
+    def reap(scene: Scene) -> Program:
+        return transaction(protocol.reap(scene.worker, scene.ids, "timeout", "it took too long", 0))
+
+    race(held(fenced=True), check, settle=settling(how), reap=reap)
+
+
+def test_two_housekeepers_wake_the_same_job(race: Race) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["one"][0] + results["two"][0] <= 1
+        goes_on(conn, scene)
+
+    race(suspended("event"), check, send=sending(), one=waking, two=waking)

@@ -506,6 +506,9 @@ def test_cancel_what_fits(app: App, dsn: str, conn: psycopg.Connection[Any], han
     assert changed(dsn, "cancel", "--state", "scheduled", "-q", "default", "--until", "0s") == "answer jobs requested 2"
     worker.wake()
     assert states(conn) == {"cancelled": 4, "waiting": 1}
+    last = one(conn, "SELECT id::text FROM pgqueue.jobs WHERE state = 'waiting'")
+    assert pgqueue("cancel", last, "--hard", dsn=dsn).returncode == 0
+    assert one(conn, "SELECT hard FROM pgqueue.cancel_request")
     assert violations(conn) == []
 
 
