@@ -72,17 +72,18 @@ class Filter:
 
 @click.command()
 @click.argument("ids", nargs=-1, metavar="[ID...]")
+@click.option("--hard", is_flag=True, help="Kill the workers that run them, and those that run their children.")
 @_filters(ACTIVE, "were enqueued")
 @dsn_option
 def cancel(
-    ids: tuple[str, ...], states: tuple[str, ...], workflow: str | None, queue: str | None, since: float | None,
+    ids: tuple[str, ...], hard: bool, states: tuple[str, ...], workflow: str | None, queue: str | None, since: float | None,
     until: float | None, limit: int, dry_run: bool, yes: bool, dsn: str | None,
 ) -> int:  # fmt: skip
-    """Ask jobs to end: those named, or all that fit. A running job ends before its next step."""
+    """Ask jobs to end: those named, or all that fit. A running job ends before its next step; with --hard at once."""
     chosen = Filter(states, workflow, queue, since, until)
     chosen.check(ids, "--state")
     by = asker("cancel")
-    return _change(dsn, ids, chosen, limit, dry_run, yes, lambda jobs: protocol.cancel(jobs, by=by), ("cancel", "requested"))
+    return _change(dsn, ids, chosen, limit, dry_run, yes, lambda jobs: protocol.cancel(jobs, hard, by), ("cancel", "requested"))
 
 
 @click.command()

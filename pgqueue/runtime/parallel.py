@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgqueue.colour import blocking
 from pgqueue.context import Wait
-from pgqueue.errors import WrongColour
+from pgqueue.errors import UnknownJob, WrongColour
 from pgqueue.functions import AsyncTransaction, Call, Definition, Function, Transaction
 from pgqueue.runtime.endings import merged
 from pgqueue.runtime.history import Recorded, Wanted
@@ -134,10 +134,10 @@ class Gather:
                     if "error" in ending:
                         ending["error"] = read_failure(ending["error"])
                     result_of(ending, job, function.name, function.result, seq)
+                elif ordinal in texts:
+                    results.append(function.result.decode(texts[ordinal], f"the result of job {job} ({function.name})"))
                 else:
-                    results.append(
-                        function.result.decode(texts.get(ordinal, "null"), f"the result of job {job} ({function.name})")
-                    )
+                    raise UnknownJob(f"there is no job {job} ({function.name}) any more: it was pruned")
             except Exception as error:  # noqa: BLE001 -- raised, or returned, where the caller wants it
                 results.append(Raised(error))
         return results
