@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test sweep docs lint types wheel check clean
+.PHONY: help demo test sweep scale docs lint types wheel check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,6 +35,9 @@ test: $(VENV)/.dev $(BINARIES) ## run the tests; PG=15, 16, 17 or 18 (the defaul
 
 sweep: $(VENV)/.dev $(BINARIES) ## break pgqueue at every failpoint in every way, one by one (minutes)
 	$(BIN)/python -m pytest -m sweep $(T)
+
+scale: $(VENV)/.dev $(BINARIES) ## 10,000 children, 200,000 waiting jobs, with kills: what stays exact, and what it costs (minutes)
+	$(BIN)/python -m pytest -m scale -s $(T)
 
 docs: $(VENV)/.dev $(BINARIES) ## run every code block of the documentation (a part of the tests)
 	$(BIN)/python -m pytest tests/test_docs.py $(T)
