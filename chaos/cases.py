@@ -17,7 +17,7 @@ MANY_PASS = ("transaction.", "step.", "bank.", "settle.", "claim.", "dispatch.be
 #: Where processes are that have no connection to drop.
 UNCONNECTED = ("supervisor.", "drain.signal", "dispatch.forked")
 #: Where an exception is a bug of pgqueue's own, which must end the process: its supervisor, or service manager, starts another.
-OWN = ("supervisor.", "drain.", "heartbeat.", "promote.", "reap.", "reconcile.")
+OWN = ("supervisor.", "drain.", "heartbeat.", "promote.", "wake.", "reap.", "reconcile.")
 #: Places inside the server, where a verb has done its work and not yet committed: table, event, whose, and from the nth row on.
 UNCOMMITTED = {
     "claim.uncommitted": ("running", "INSERT", ":claims", 2),
@@ -27,6 +27,8 @@ UNCOMMITTED = {
     "heartbeat.uncommitted": ("worker", "UPDATE", "housekeeper", 3),
     "promote.uncommitted": ("scheduled", "DELETE", "housekeeper", 1),
     "reap.uncommitted": ("running", "DELETE", "housekeeper", 1),
+    "suspend.uncommitted": ("wait", "INSERT", ":claims", 1),
+    "wake.uncommitted": ("waiting", "DELETE", "housekeeper", 1),
 }
 #: What has to happen first, so that anybody comes by.
 FIRST = {

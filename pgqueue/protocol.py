@@ -81,6 +81,11 @@ def prune(statuses: Sequence[str], seconds: float, amount: int) -> Call[int]:
     return Call("SELECT pgqueue.prune(%s, make_interval(secs => %s), %s)", (list(statuses), seconds, amount), _first)
 
 
+def prune_events(seconds: float, amount: int) -> Call[int]:
+    """How many events went."""
+    return Call("SELECT pgqueue.prune_events(make_interval(secs => %s), %s)", (seconds, amount), _first)
+
+
 def register_app(queues: str, workflows: str) -> Call[None]:
     """Both are JSON arrays of objects."""
     return Call("SELECT pgqueue.register_app(%s::json, %s::json)", (queues, workflows), _nothing)

@@ -466,3 +466,27 @@ def test_many_sleepers_and_waiters_all_wake(app: App, conn: psycopg.Connection[A
         worker.drain()
     assert [job.result(timeout=1) for job in jobs] == [n if n % 2 else n % 20 for n in range(400)]
     assert violations(conn) == []
+
+
+@both.def_only("it is about SQL")
+def test_an_event_is_pruned_when_nobody_waits_for_it(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    """A job that was woken and has not read the value yet still waits for it."""
+
+    @app.workflow(name="waits")
+    def waits() -> Any:
+        return wait_event("wanted")
+
+    job = waits.enqueue()
+    worker = hand()
+    worker.drain()
+    app.send_event("wanted", 1)
+    app.send_event("unwanted", 2)
+    assert run(conn, protocol.prune_events(3600.0, 100)) == 0
+    assert run(conn, protocol.prune_events(0.0, 100)) == 1
+    worker.wake()
+    assert state(conn, job)[0] == "ready"
+    assert run(conn, protocol.prune_events(0.0, 100)) == 0
+    worker.drain()
+    assert job.result(timeout=5) == 1
+    assert run(conn, protocol.prune_events(0.0, 100)) == 1
+    assert app.send_event("wanted", 3), "it is the first again"

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from pgqueue import App, Queue, Retry, StepFailed, current
+from pgqueue import App, Queue, Retry, StepFailed, current, gather, sleep, wait_event
 from pgqueue.database import run
 from pgqueue.failpoints import failpoint
 from pgqueue.functions import Call
@@ -162,6 +162,16 @@ def insist() -> str:
     return "?"
 
 
+@app.workflow(max_crashes=ENOUGH)
+def standing_order(account: int) -> str:
+    """Waits for its day, moves money with two children, and waits for somebody to see it."""
+    sleep(0.15)
+    gather(one_move.call(account, account + 1, "read committed"), one_move.call(account + 1, account, "read committed"))
+    app.send_event(f"standing order {account}")
+    wait_event(f"standing order {account}")
+    return tell(account)
+
+
 @app.transaction(max_crashes=ENOUGH)
 def order(tx: psycopg.Connection[Any], number: int) -> int:
     """What producers enqueue."""
@@ -181,4 +191,4 @@ def enqueue(conn: psycopg.Connection[Any], transfers: int, on_the_loop: int, gra
     calls: list[Call[Any]] = [transfer.call(i % 4 + 1, i % 4 + 2, 10 + i) for i in range(transfers)]
     calls += [transfer_async.call(i % 4 + 1, i % 4 + 2, 20 + i) for i in range(on_the_loop)]
     calls += [grant.call(i % 4 + 3, 7) for i in range(grants)]
-    return [job.id for job in app.enqueue_many([*calls, tell.call(5), insist.call()], conn=conn)]
+    return [job.id for job in app.enqueue_many([*calls, tell.call(5), insist.call(), standing_order.call(8)], conn=conn)]

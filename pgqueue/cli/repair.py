@@ -168,11 +168,13 @@ def _code(counts: Counter[str], good: str) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @dsn_option
 def prune(older: float, states: tuple[str, ...], yes: bool, dsn: str | None) -> None:
-    """Delete ended jobs with everything about them."""
+    """Delete ended jobs with everything about them, and, unless --state says which jobs, events that are as old."""
     if not yes:
         click.confirm(f"delete the {' and '.join(states or ('ended',))} jobs that ended more than {older:g} s ago?", abort=True)
-    total = 0
+    total = events = 0
     with database.connect(database.dsn_from(dsn), "pgqueue:cli") as conn:
         while gone := database.run(conn, protocol.prune(states or ENDED, older, 1000)):
             total += gone
-    click.echo(f"pruned {total} jobs")
+        while not states and (gone := database.run(conn, protocol.prune_events(older, 1000))):
+            events += gone
+    click.echo(f"pruned {total} jobs" + (f" and {events} events" if events else ""))

@@ -34,6 +34,8 @@ CREATE TABLE pgqueue.wait (
     PRIMARY KEY (job_id, seq)
 );
 
+CREATE INDEX wait_event ON pgqueue.wait (key) WHERE kind = 'event';
+
 CREATE TABLE pgqueue.event (
     key     text PRIMARY KEY CHECK (octet_length(key) BETWEEN 1 AND 512),
     value   text NOT NULL,                                 -- JSON as text
