@@ -5,6 +5,7 @@ Counts of buffers, never times.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ GROWN = 100_000
 @pytest.fixture
 def worker(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
     run(conn, protocol.register_worker(WORKER, Process.of(1)))
-    for table in ("ready", "running", "scheduled", "waiting", "job", "outcome", "checkpoint", "cancel_request", "attempt"):
+    for (table,) in conn.execute("SELECT relname FROM pg_class WHERE relnamespace = 'pgqueue'::regnamespace AND relkind = 'r'"):
         conn.execute(f"ALTER TABLE pgqueue.{table} SET (autovacuum_enabled = off)")  # type: ignore[arg-type]
     return conn
 
@@ -77,6 +78,15 @@ def grow(dsn: str) -> None:
                 FROM generate_series(1, {GROWN}) g;
             INSERT INTO pgqueue.running SELECT gen_random_uuid(), 1, gen_random_uuid(), 'other', 11, g, clock_timestamp(), false
                 FROM generate_series(1, {GROWN}) g;
+            INSERT INTO pgqueue.event SELECT 'e' || g, '1', clock_timestamp() FROM generate_series(1, {GROWN}) g;
+            INSERT INTO pgqueue.waiting SELECT gen_random_uuid(), 'event', 'f' || g % 1000, NULL, 'other', 11
+                FROM generate_series(1, {GROWN}) g;
+            INSERT INTO pgqueue.wait SELECT id, 1, 'w', 'event', 'f', NULL, clock_timestamp() FROM pgqueue.job
+                WHERE queue = 'other';
+            INSERT INTO pgqueue.message SELECT id, 't', 1, '1', clock_timestamp() FROM pgqueue.job WHERE queue = 'other';
+            INSERT INTO pgqueue.progress SELECT id, 0.5, '', clock_timestamp() FROM pgqueue.job WHERE queue = 'other';
+            INSERT INTO pgqueue.stream_end SELECT id, 's', 1 FROM pgqueue.job WHERE queue = 'other';
+            INSERT INTO pgqueue.stream SELECT id, 's', 1, '1', clock_timestamp() FROM pgqueue.job WHERE queue = 'other';
             INSERT INTO pgqueue.ready SELECT 'other', 11, nextval('pgqueue.position'), gen_random_uuid()
                 FROM generate_series(1, {GROWN});
         """)  # type: ignore[arg-type]
@@ -96,7 +106,38 @@ def test_a_plan_made_on_empty_tables_stays_good(dsn: str, worker: psycopg.Connec
         assert run(conn, protocol.resolve(job.id, job.token)) == "held"
         settle(conn, [job])
 
+    keys = itertools.count()
+
+    def wait() -> None:
+        """Jobs leave to wait, each for another thing; all of it comes, and they are woken."""
+        jobs, key = claim(conn, 40), str(next(keys))
+        waits = [("event", key), ("message", "t"), ("sleep", ""), ("job", jobs[0].id), ("children", "1:0")]
+        details = [
+            json.dumps({"seq": 1, "name": kind, "kind": kind, "key": what, "seconds": None if kind != "sleep" else 0})
+            for kind, what in waits * 8
+        ]
+        batch = [Settlement(job, "suspend", None, 0, detail) for job, detail in zip(jobs, details, strict=True)]
+        assert run(conn, protocol.settle(batch)) == {}
+        run(conn, protocol.send_event(key, "1"))
+        for job in jobs[1::5]:
+            assert run(conn, protocol.send_message(job.id, "t", "1")) == "sent"
+        moved, _, _ = run(conn, protocol.wake(100, "ffffffff-ffff-ffff-ffff-ffffffffffff"))
+        assert moved == 24
+        run(conn, protocol.promote(100))
+        [job] = claim(conn, 1)
+        run(conn, protocol.proceed(job.id, job.token, 0, 2, "e", "event", key))
+        run(conn, protocol.proceed(job.id, job.token, 2, 3, "e", "event", "never"))
+        run(conn, protocol.report([(job.id, job.token, 0.5, None)]))
+        run(conn, protocol.write_stream(job.id, job.token, "s", ["1"]))
+        run(conn, protocol.read_stream(job.id, "s", 0, 10))
+        run(conn, protocol.cancel([job.id], hard=True))
+        run(conn, protocol.hard_cancelled([WORKER]))
+        run(conn, protocol.awaited([job.id for job in jobs], 0.0))
+        assert run(conn, protocol.settle([Settlement(job, "cancelled", None, 0, "{}")])) == {}
+        conn.execute("DELETE FROM pgqueue.waiting WHERE kind IN ('job', 'children')")  # those that wait for ever
+
     verbs: dict[str, Callable[[], Any]] = {
+        "wait": wait,
         "enqueue": lambda: enqueue(conn, 100),
         "claim and settle": cycle,
         "steps": single,

@@ -29,7 +29,10 @@ BEGIN
         PERFORM pgqueue.ended(follow);
     END IF;
     SELECT array_agg(w.job_id) INTO waiters
-      FROM (SELECT w.job_id FROM unnest(events) e JOIN pgqueue.waiting w ON w.kind = 'event' AND w.key = e LIMIT amount) w;
+      FROM (SELECT w.job_id
+              FROM unnest(events) e
+             CROSS JOIN LATERAL (SELECT w.job_id FROM pgqueue.waiting w WHERE w.kind = 'event' AND w.key = e LIMIT amount) w
+             LIMIT amount) w;
     IF cardinality(waiters) = amount THEN                    -- so many wait for an event that they come in several rounds
         INSERT INTO pgqueue.wakeup (pos, event) SELECT nextval('pgqueue.position'), e FROM unnest(events) e;
     END IF;
