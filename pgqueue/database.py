@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -263,6 +263,7 @@ class AsyncPool:
         self.given_dsn = dsn
         self._size = size
         self._pools: dict[asyncio.AbstractEventLoop, asyncio.Task[Any]] = {}
+        self._guards: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
 
     def __repr__(self) -> str:
         return "AsyncPool()"
@@ -300,6 +301,7 @@ class AsyncPool:
         if opening is None:
             for closed in [other for other in self._pools if other.is_closed()]:
                 del self._pools[closed]  # its connections close with their last reference
+                self._guards.pop(closed, None)
             opening = self._pools[loop] = loop.create_task(self._open())
         try:
             pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = await asyncio.shield(opening)
@@ -316,10 +318,23 @@ class AsyncPool:
             dsn, **_POOL, max_size=self._size, open=False, kwargs=_pooled(dsn), configure=_configure_async
         )
         await pool.open()
+        self._guards[asyncio.get_running_loop()] = asyncio.create_task(_closed_in_the_end(pool), name="pgqueue-guard")
         return pool
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
         opening = self._pools.pop(asyncio.get_running_loop(), None)
         if opening is not None:
-            await (await opening).close()
+            await opening
+            guard = self._guards.pop(asyncio.get_running_loop())
+            guard.cancel()
+            await asyncio.wait((guard,))
+
+
+async def _closed_in_the_end(pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]]) -> None:
+    """Where nobody closes the pool, asyncio.run() cancels all tasks at its end and waits for them. A worker of the pool that
+    connects at this moment may miss that, and wait for ever: closing ends it."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.get_running_loop().create_future()
+    with suppress(asyncio.CancelledError):
+        await pool.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import logging
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -879,8 +880,11 @@ def test_an_async_producer_survives_lost_connections(app: App, dsn: str, conn: A
     assert conn.execute("SELECT count(*) FROM pgqueue.job").fetchone() == (50,)
 
 
-def test_every_event_loop_has_its_own_connections(app: App, dsn: str, conn: Any) -> None:
+def test_every_event_loop_has_its_own_connections(
+    app: App, dsn: str, conn: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """Also where nobody says aclose(), as after asyncio.run in a script, and where two loops run at once."""
+    caplog.set_level(logging.ERROR, "psycopg.pool")  # a record of what it says, kept by pytest, holds the connection
 
     @app.step(name="leaf")
     async def leaf(n: int) -> None: ...

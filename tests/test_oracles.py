@@ -50,7 +50,7 @@ def done(worked: Connection, outside: Path) -> Iterator[Connection]:
 
 
 def test_they_are_silent_where_all_is_well(done: Connection, outside: Path) -> None:
-    assert done.execute("SELECT state, count(*) FROM pgqueue.jobs GROUP BY 1").fetchall() == [("succeeded", 10)]
+    assert done.execute("SELECT state, count(*) FROM pgqueue.jobs GROUP BY 1").fetchall() == [("succeeded", 13)]
     assert ledger.check(done) == []
     assert effects.check(done) == []
     assert plain_steps.check(done, outside, faults=0) == []
