@@ -1,6 +1,8 @@
 -- Makes the queues and workflows of an App known to SQL producers. The queue rows belong to the operators: an existing
--- one is left as it is. Called by "pgqueue migrate MODULE:APP" and by every starting worker.
-CREATE OR REPLACE FUNCTION pgqueue.register_app(queues json, workflows json) RETURNS void
+-- one is left as it is. Called by "pgqueue migrate MODULE:APP" and by every starting worker. The schedules are all that this App has
+-- (null: it says nothing of schedules).
+CREATE OR REPLACE FUNCTION pgqueue.register_app(queues json, workflows json, app text DEFAULT NULL, schedules json DEFAULT NULL)
+RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
@@ -24,5 +26,9 @@ BEGIN
      WHERE (old.kind, old.queue, old.priority, old.max_crashes, old.key, old.version, old.timeout, old.on_failure)
            IS DISTINCT FROM (excluded.kind, excluded.queue, excluded.priority, excluded.max_crashes, excluded.key, excluded.version,
                              excluded.timeout, excluded.on_failure);
+
+    IF app IS NOT NULL AND schedules IS NOT NULL THEN
+        PERFORM pgqueue.register_schedules(app, schedules);
+    END IF;
 END
 $$;

@@ -1,0 +1,24 @@
+-- Delete up to `amount` rows of ticks that were dealt with longer ago than `older`, and whose job is no longer there. Returns how many
+-- went. No schedule comes back to them: done_until is behind them.
+CREATE OR REPLACE FUNCTION pgqueue.prune_ticks(older interval, amount integer) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+DECLARE
+    pruned bigint;
+BEGIN
+    PERFORM pgqueue.assert_read_committed();
+    IF older < interval '0' THEN
+        PERFORM pgqueue.refuse('PQ004', format('the age %s is negative', older));
+    END IF;
+    WITH old AS MATERIALIZED (
+        SELECT t.ctid AS tid FROM pgqueue.tick t LEFT JOIN pgqueue.job j ON j.id = t.job_id
+         WHERE t.ticked_at < pgqueue.clock_bound() - older AND j.id IS NULL
+         ORDER BY t.ticked_at LIMIT amount FOR UPDATE OF t SKIP LOCKED
+    ), gone AS (
+        DELETE FROM pgqueue.tick t WHERE t.ctid = ANY (ARRAY(SELECT o.tid FROM old o)) RETURNING 1
+    )
+    SELECT count(*) INTO pruned FROM gone;
+    RETURN pruned;
+END
+$$;
