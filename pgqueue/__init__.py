@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         WaitTimeout,
         WrongColour,
     )
-    from pgqueue.model import Failure, Progress, Queue
+    from pgqueue.model import Failure, Progress, Queue, Rate
     from pgqueue.retry import Retry
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "PgQueueError",
     "Progress",
     "Queue",
+    "Rate",
     "ResultTimeout",
     "Retry",
     "Snooze",
@@ -82,7 +83,7 @@ _HOMES = {
     "client": ("AsyncClient", "AsyncJob", "Client", "Job"),
     "context": ("current",),
     "durable": ("gather", "patched", "receive", "sleep", "sleep_until", "stream", "wait_event"),
-    "model": ("Failure", "Progress", "Queue"),
+    "model": ("Failure", "Progress", "Queue", "Rate"),
     "retry": ("Retry",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

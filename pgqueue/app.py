@@ -352,7 +352,7 @@ class App:
             }
             for f in newest.values()
         ]
-        queues = [{"name": name} for name in self.queues]
+        queues = [{"name": queue.name, "limits": queue.limits()} for queue in self.queues.values()]
         return protocol.register_app(msgspec.json.encode(queues).decode(), msgspec.json.encode(workflows).decode())
 
 

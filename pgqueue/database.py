@@ -28,7 +28,7 @@ from pgqueue.protocol import Call
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """The schema that this version of pgqueue needs: the highest number in sql/tables."""
 
 #: A peer that is gone is noticed in about 25 s, also while a statement runs.

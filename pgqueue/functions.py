@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
     timeout: Duration  #: how long it may take, counted from the moment at which it is due; then it fails
     expires: Duration  #: how long it may wait for a worker, counted from then; after that it is cancelled
     meta: dict[str, Any]  #: what middleware and children are to know: a trace context, a tenant
+    cost: int  #: what it counts for in the concurrency and rate of its queue (1)
     max_crashes: int  #: how many dead worker processes in a row, without progress, make the job fail
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from pgqueue.retry import Duration, seconds
 
 Kind = Literal["workflow", "step", "transaction"]
 Isolation = Literal["read committed", "repeatable read", "serializable"]
@@ -18,18 +20,66 @@ LANES = 20
 
 
 @dataclass(frozen=True)
+class Rate:
+    """At most ``n + burst - 1`` starts in any time of this length, in the whole cluster, by the clock of the database. Without
+    ``burst`` starts are evenly spaced; with it so many may come at once after a quiet time.
+
+    >>> Rate(100, per="1m")
+    Rate(n=100, per=60.0, burst=1)
+    """
+
+    n: int
+    per: float  # seconds; may be given as any duration
+    burst: int = 1
+
+    def __init__(self, n: int, per: Duration, burst: int = 1) -> None:
+        if not _whole(n) or not _whole(burst):
+            raise ValueError(f"Rate({n!r}, per={per!r}, burst={burst!r}): n and burst are whole numbers from 1 to 1000000")
+        object.__setattr__(self, "n", n)
+        object.__setattr__(self, "per", seconds(per))
+        object.__setattr__(self, "burst", burst)
+        if not 0.001 <= self.per <= 31622400:
+            raise ValueError(f"Rate(per={per!r}): from a millisecond to a year")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000
+
+
+@dataclass(frozen=True)
 class Queue:
     """A named stream of jobs. The queue ``default`` always exists.
 
-    >>> Queue("mail")
-    Queue(name='mail')
+    Limits hold in the whole cluster. ``concurrency``: so many jobs run at once (their costs, if they have any). ``per_key``: so
+    many of one key; 1 runs the jobs of a key one after the other. ``rate``, ``rate_per_key``: so many begin in a time.
+    ``fair_by``: the name of a parameter; whoever it says a job is for gets as much of the queue as everybody else in it.
+
+    >>> Queue("mail", concurrency=20, rate=Rate(100, per="1m")).limits()
+    {'concurrency': 20, 'rate': {'n': 100, 'per': 60.0, 'burst': 1}}
     """
 
     name: str
+    concurrency: int | None = None
+    rate: Rate | None = None
+    per_key: int | None = None
+    rate_per_key: Rate | None = None
+    fair_by: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             raise ValueError(f"{self.name!r} cannot be the name of a queue: 1 to 128 letters, digits and _ . : -")
+        for limit in ("concurrency", "per_key"):
+            if getattr(self, limit) is not None and not _whole(getattr(self, limit)):
+                raise ValueError(f"Queue({self.name!r}, {limit}={getattr(self, limit)!r}): a whole number from 1 to 1000000")
+        for limit in ("rate", "rate_per_key"):
+            if getattr(self, limit) is not None and not isinstance(getattr(self, limit), Rate):
+                raise ValueError(f"Queue({self.name!r}, {limit}=...): give a Rate, such as Rate(100, per='1m')")
+
+    def limits(self) -> dict[str, Any]:
+        """What it declares, as the database stores it."""
+        said = asdict(self)
+        del said["name"]
+        return {limit: value for limit, value in said.items() if value is not None}
 
 
 @dataclass(slots=True)
@@ -45,6 +95,7 @@ class ClaimedJob:
     policy: dict[str, Any] | None
     suspect: bool = False  # its last worker died
     seconds_left: float | None = None  # of its time limit, when it was claimed
+    starts_at: float = 0.0  # by the monotonic clock: of a queue with a rate; not before that
     place: int = -1  # where shared memory remembers it
 
     @property

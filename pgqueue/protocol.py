@@ -6,6 +6,7 @@ query are views in ``sql/views``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -111,16 +112,21 @@ def claim(
     amount: int,
     hints: Sequence[int],
     backwards: bool = False,
+    at_once: int = 1,
 ) -> Call[list[tuple[ClaimedJob, int]]]:
-    """The jobs claimed, each with its position, in the order in which to run them."""
+    """The jobs claimed, each with its position, in the order in which to run them. ``at_once``: how many could begin now."""
 
     def read(rows: Rows) -> list[tuple[ClaimedJob, int]]:
         if len(rows) > 1:
             rows.sort(key=lambda row: (-row[4] if backwards else row[4], row[5]))
-        return [(ClaimedJob(row[0], token, row[1], row[2], row[3], row[4], row[6], row[7], row[8]), row[5]) for row in rows]
+        jobs = [(ClaimedJob(row[0], token, row[1], row[2], row[3], row[4], row[6], row[7], row[8]), row[5]) for row in rows]
+        for (job, _), row in zip(jobs, rows, strict=True):
+            if row[9] is not None:
+                job.starts_at = time.monotonic() + row[9]
+        return jobs
 
     return Call(
-        "SELECT * FROM pgqueue.claim(%s::uuid, %s::bigint, %s::text[], %s::text[], %s::integer, %s::bigint[], %s)",
+        "SELECT * FROM pgqueue.claim(%s::uuid, %s::bigint, %s::text[], %s::text[], %s::integer, %s::bigint[], %s, %s::integer)",
         (
             worker,
             token,
@@ -129,6 +135,7 @@ def claim(
             amount,
             _array(map(str, hints)),
             backwards,
+            at_once,
         ),
         read,
     )
@@ -312,7 +319,7 @@ def listen_idle(seconds: float) -> Call[None]:
     return Call("SELECT pgqueue.listen_idle(%s)", (seconds,), _nothing)
 
 
-def has_work(queues: Sequence[str]) -> Call[bool]:
+def has_work(queues: Sequence[str]) -> Call[float | None]:
     """Is anything ready in these queues?"""
     return Call("SELECT pgqueue.has_work(%s)", (list(queues),), _first)
 

@@ -26,6 +26,7 @@ from pgqueue.housekeeper.leases import Leases
 from pgqueue.slots import Phase, Slot, Slots
 
 log = logging.getLogger(__name__)
+EARLY = 0.04  # seconds; claims look 50 ms ahead
 PROMOTE_AT_ONCE = WAKE_AT_ONCE = 5000
 
 
@@ -221,13 +222,17 @@ class Housekeeper:
         return 0.25
 
     def _look_for_work(self, conn: psycopg.Connection[Any]) -> float:
-        """One poll for all idle workers of this host. While there are any, producers are asked to notify."""
+        """One poll for all idle workers of this host. While there are any, producers are asked to notify. Where a rate says when
+        the next job may begin, workers are woken a little earlier: a claim may come before the start that it is given."""
         self._listening = bool(self._idle())
-        if self._listening:
-            run(conn, protocol.listen_idle(2.5))
-            if run(conn, protocol.has_work(self._queues)):
-                self._wake_idle()
-        return 1.0
+        if not self._listening:
+            return 1.0
+        run(conn, protocol.listen_idle(2.5))
+        soon = run(conn, protocol.has_work(self._queues))
+        if soon is not None and soon <= EARLY:
+            self._wake_idle()
+            return 1.0 if soon == 0 else EARLY
+        return 1.0 if soon is None else min(1.0, soon - EARLY / 2)
 
     def _check_burst(self, conn: psycopg.Connection[Any]) -> float:
         """--burst: leave when nothing is ready, running or due."""

@@ -51,7 +51,8 @@ class Worker:
         while True:
             for job, _ in run(self._conn, protocol.claim(self.id, new_token(), self._queues, self._names, 1, hints)):
                 return job
-            if not run(self._conn, protocol.has_work(self._queues)):
+            soon = run(self._conn, protocol.has_work(self._queues))
+            if soon is None or soon > 0:
                 return None
             # The claim came upon a job that is cancelled, or that nobody here knows. Behind it there are others.
             if not run(self._conn, protocol.heartbeat([self.id])):

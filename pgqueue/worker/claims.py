@@ -242,7 +242,8 @@ class Claims(threading.Thread):
         first = self._rounds % len(queues)
         queues = queues[first:] + queues[:first]
         backwards = self._rounds // len(queues) % 16 == 15
-        return protocol.claim(self._worker, token, queues, self._names, want, self._hints.next(queues), backwards)
+        at_once = max(1, min(self._inbox.free(self._queues[queue]) for queue in queues))
+        return protocol.claim(self._worker, token, queues, self._names, want, self._hints.next(queues), backwards, at_once)
 
     def _receive(self, jobs: Sequence[ClaimedJob], token: int) -> None:
         for job in jobs:

@@ -19,6 +19,7 @@ HOSTAGE_AFTER = 0.5  # seconds that a job may wait here; the housekeeper takes i
 # A job whose last worker died begins alone, so that its neighbours are not blamed: it waits for them to end, and then nothing
 # begins beside it, for so many seconds.
 QUIET_WITHIN, ALONE_FOR = 0.3, 2.0
+LATE = 0.1  # seconds after the start that a rate has given to a job: then it is given back, and gets another one
 
 
 class Half:
@@ -81,6 +82,10 @@ class Inbox:
             late, self._late = self._late, []
         return late
 
+    def free(self, colours: Iterable[bool]) -> int:
+        """How many jobs of these colours could begin at this moment."""
+        return min(half.capacity - half.running - len(half.waiting) for colour, half in self._halves.items() if colour in colours)
+
     @property
     def waiting(self) -> int:
         """Jobs that have not begun."""
@@ -94,6 +99,8 @@ class Inbox:
             while half.waiting and half.running < half.capacity:
                 job, arrived = half.waiting[0]
                 now = time.monotonic()
+                if job.starts_at > now:
+                    return None
                 if self.running and (now < self.alone_until or (job.suspect and now - arrived < QUIET_WITHIN)):
                     return None
                 half.waiting.popleft()
@@ -104,7 +111,13 @@ class Inbox:
     def promise(self, half: Half, fits: Callable[[ClaimedJob], bool]) -> ClaimedJob | None:
         """The next job, for somebody who is about to be free, and then says ``take_promised``. It has not begun yet."""
         with self._lock:
-            if not half.waiting or half.waiting[0][0].suspect or self.alone_until or not fits(half.waiting[0][0]):
+            if (
+                not half.waiting
+                or half.waiting[0][0].suspect
+                or self.alone_until
+                or half.waiting[0][0].starts_at
+                or not fits(half.waiting[0][0])
+            ):
                 return None
             self._promised += 1
             return half.waiting.popleft()[0]
@@ -116,7 +129,8 @@ class Inbox:
             return self._begins(half, job, time.monotonic())
 
     def _begins(self, half: Half, job: ClaimedJob, now: float) -> bool:
-        if self._slot.begin(job.place) > HOSTAGE_AFTER:
+        late = job.starts_at and now > job.starts_at + LATE
+        if self._slot.begin(job.place) > HOSTAGE_AFTER or late:
             self._slot.put_back(job.place)
             self._late.append(job)
             return False

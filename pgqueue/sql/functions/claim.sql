@@ -2,12 +2,16 @@
 -- A job whose workflow (or version of it: names are "name" or "name@2") the worker does not know is put aside, and taken from
 -- there by whoever knows it. A job that somebody asked to cancel ends here, and so does one that comes too late.
 --
+-- starts_in: a job of a queue with a rate may begin in so many seconds, and not before. at_once: how many jobs the worker can begin
+-- at this moment; of limited queues it seldom gets more.
+--
 -- hints: for each queue its 20 lanes' lowest position worth looking at; behind it there are only dead index entries.
 -- It is an optimisation and never the truth: zeros look from the start, which a claimer does now and then.
 CREATE OR REPLACE FUNCTION pgqueue.claim(
-    worker uuid, token bigint, queues text[], names text[], amount integer, hints bigint[], backwards boolean)
+    worker uuid, token bigint, queues text[], names text[], amount integer, hints bigint[], backwards boolean,
+    at_once integer DEFAULT 1)
 RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb, suspect boolean,
-               seconds_left double precision)
+               seconds_left double precision, starts_in double precision)
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -18,7 +22,11 @@ DECLARE
                               ELSE '{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19}' END;
     wanted integer := least(amount, 1000);
     served integer;
-    stamp  timestamptz := pgqueue.clock();
+    alone  text[];                                          -- limited queues, whose locks we have for ourselves
+    q      pgqueue.queue;
+    tids   tid[];
+    starts timestamptz[];
+    stamp  timestamptz;
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     PERFORM pgqueue.quick_commit();
@@ -26,9 +34,21 @@ BEGIN
     IF NOT FOUND THEN
         RETURN;
     END IF;
+    alone := pgqueue.lock_queues(queues);
+    stamp := pgqueue.clock();                                -- behind the locks: of two claims the later one has the later stamp
     FOR i IN 1 .. cardinality(queues) LOOP
         EXIT WHEN wanted <= 0;
-        CONTINUE WHEN (SELECT q.paused FROM pgqueue.queue q WHERE q.name = queues[i]);
+        SELECT u.* INTO q FROM pgqueue.queue u WHERE u.name = queues[i] AND NOT u.paused;
+        CONTINUE WHEN NOT FOUND OR (q.limited AND q.name <> ALL (alone));      -- limited since a moment ago: next time
+        tids := NULL;
+        IF q.limited THEN
+            IF q.rate IS NOT NULL OR q.key_rate IS NOT NULL THEN
+                PERFORM pgqueue.durable_commit();            -- a register never goes back
+            END IF;
+            SELECT array_agg(p.tid), array_agg(p.starts_at) INTO tids, starts
+              FROM pgqueue.pick_limited(q, names, wanted, at_once, hints[20 * i - 19 : 20 * i], stamp) p;
+            CONTINUE WHEN tids IS NULL;
+        END IF;
         RETURN QUERY
         WITH picked AS MATERIALIZED (
             SELECT r.tid
@@ -38,11 +58,12 @@ BEGIN
                  WHERE r.queue = queues[i] AND r.lane = l.lane
                    AND r.pos >= hints[20 * (i - 1) + l.lane + 1]
                  ORDER BY r.pos LIMIT wanted FOR UPDATE SKIP LOCKED) r
+             WHERE tids IS NULL
              LIMIT wanted
         ), gone AS (
-            DELETE FROM pgqueue.ready r WHERE r.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING r.*
+            DELETE FROM pgqueue.ready r WHERE r.ctid = ANY (coalesce(tids, ARRAY(SELECT p.tid FROM picked p))) RETURNING r.ctid AS tid, r.*
         ), known AS MATERIALIZED (
-            SELECT g.*, v.name, j.input, j.policy, j.parent, v.name = ANY (names) AS mine, (j.policy ->> 'deadline')::timestamptz AS deadline,
+            SELECT g.*, v.name, j.input, j.policy, j.parent, j.key, j.cost, v.name = ANY (names) AS mine, (j.policy ->> 'deadline')::timestamptz AS deadline,
                    CASE WHEN c.job_id IS NOT NULL THEN 'cancelled'
                         WHEN (j.policy ->> 'deadline')::timestamptz <= stamp THEN 'timeout'
                         WHEN g.lane % 2 = 1 AND (j.policy ->> 'expires_at')::timestamptz <= stamp THEN 'expired' END AS over
@@ -68,15 +89,18 @@ BEGIN
             SELECT k.job_id, 'name', k.name, k.queue, k.lane FROM known k WHERE NOT k.mine AND k.over IS NULL
             ON CONFLICT DO NOTHING
         ), started AS (
-            INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, suspect, parent)
-            SELECT k.job_id, token, worker, k.queue, k.lane, k.pos, stamp, k.suspect, k.parent FROM known k WHERE k.mine AND k.over IS NULL
+            INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, suspect, parent, limited, key, cost)
+            SELECT k.job_id, token, worker, k.queue, k.lane, k.pos, coalesce(starts[array_position(tids, k.tid)], stamp), k.suspect, k.parent,
+                   CASE WHEN q.limited THEN k.queue END, CASE WHEN q.per_key IS NOT NULL THEN k.key END, CASE WHEN q.limited THEN k.cost END
+              FROM known k WHERE k.mine AND k.over IS NULL
             ON CONFLICT (job_id) DO NOTHING
             RETURNING pos
         ), conflicts AS (
             SELECT nextval('pgqueue.conflict')
               FROM generate_series(1, (SELECT count(*) FROM known k WHERE k.mine AND k.over IS NULL) - (SELECT count(*) FROM started))
         )
-        SELECT k.job_id, k.name, k.input, k.queue, k.lane, k.pos, k.policy, k.suspect, extract(epoch FROM k.deadline - stamp)::float8
+        SELECT k.job_id, k.name, k.input, k.queue, k.lane, k.pos, k.policy, k.suspect, extract(epoch FROM k.deadline - stamp)::float8,
+               extract(epoch FROM starts[array_position(tids, k.tid)] - stamp)::float8
           FROM known k
          WHERE k.mine AND k.over IS NULL                      -- and was inserted: a duplicate never goes to two workers
            AND ((SELECT count(*) FROM conflicts) = 0 OR k.pos = ANY (ARRAY(SELECT s.pos FROM started s)));

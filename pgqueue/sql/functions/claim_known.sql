@@ -2,7 +2,7 @@
 -- `running`: a way through `ready` would hand them to the same ignorant workers again.
 CREATE OR REPLACE FUNCTION pgqueue.claim_known(worker uuid, token bigint, queues text[], names text[], amount integer)
 RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb, suspect boolean,
-               seconds_left double precision)
+               seconds_left double precision, starts_in double precision)
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -13,10 +13,19 @@ BEGIN
     IF NOT FOUND THEN
         RETURN;
     END IF;
+    -- In a limited queue they have to queue up like others.
+    WITH picked AS MATERIALIZED (
+        SELECT w.ctid AS tid FROM pgqueue.waiting w JOIN pgqueue.queue q ON q.name = w.queue AND q.limited
+         WHERE w.kind = 'name' AND w.key = ANY (names) AND w.queue = ANY (queues) LIMIT amount FOR UPDATE OF w SKIP LOCKED
+    ), gone AS (
+        DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING w.*
+    )
+    INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
+    SELECT g.queue, g.lane - g.lane % 2, nextval('pgqueue.position'), g.job_id FROM gone g;
     RETURN QUERY
     WITH picked AS MATERIALIZED (
         SELECT w.ctid AS tid FROM pgqueue.waiting w
-          JOIN pgqueue.queue q ON q.name = w.queue AND NOT q.paused
+          JOIN pgqueue.queue q ON q.name = w.queue AND NOT q.paused AND NOT q.limited
           LEFT JOIN pgqueue.cancel_request c ON c.job_id = w.job_id      -- those are for cancel_waiting()
          WHERE w.kind = 'name' AND w.key = ANY (names) AND w.queue = ANY (queues) AND c.job_id IS NULL
          LIMIT amount FOR UPDATE OF w SKIP LOCKED
@@ -30,7 +39,7 @@ BEGIN
         RETURNING job_id, queue, lane, pos
     )
     SELECT s.job_id, CASE j.version WHEN 1 THEN j.name ELSE j.name || '@' || j.version END, j.input, s.queue, s.lane, s.pos, j.policy,
-           false, extract(epoch FROM (j.policy ->> 'deadline')::timestamptz - pgqueue.clock())::float8
+           false, extract(epoch FROM (j.policy ->> 'deadline')::timestamptz - pgqueue.clock())::float8, NULL::float8
       FROM started s JOIN pgqueue.job j ON j.id = s.job_id;
 END
 $$;

@@ -6,7 +6,7 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_has
 AS $$
 DECLARE
     allowed CONSTANT text[] := '{name,input,queue,id,job_id,priority,delay,run_at,key,retry,max_crashes,
-        timeout,expires,meta,version,parent,parent_seq,ordinal}';
+        timeout,expires,meta,version,parent,parent_seq,ordinal,cost}';
     limits pgqueue.installation;
     stamp  timestamptz := pgqueue.clock();
     job    pgqueue.job;
@@ -21,11 +21,11 @@ BEGIN
     SELECT * INTO limits FROM pgqueue.installation WHERE only_row;
     FOR item IN
         SELECT g.*, w.name AS known, w.origin, w.queue AS usual_queue, w.priority AS usual_priority, w.key AS key_parameter,
-               w.version AS usual_version, w.timeout AS usual_timeout, q.name AS declared
+               w.version AS usual_version, w.timeout AS usual_timeout, q.name AS declared, q.fair_by
           FROM json_to_recordset(jobs) AS g(name text, input json, queue text, id text, job_id uuid, priority integer,
                                             delay interval, run_at timestamptz, key text, retry jsonb, max_crashes integer,
                                             timeout double precision, expires double precision, meta jsonb, version integer,
-                                            parent uuid, parent_seq integer, ordinal integer)
+                                            parent uuid, parent_seq integer, ordinal integer, cost integer)
           LEFT JOIN pgqueue.workflow w ON w.name = g.name
           LEFT JOIN pgqueue.queue q ON q.name = coalesce(g.queue, w.queue)
     LOOP
@@ -52,6 +52,8 @@ BEGIN
             PERFORM pgqueue.refuse('PQ004', 'timeout and expires are seconds, up to 1000 years');
         ELSIF jsonb_typeof(item.meta) <> 'object' OR octet_length(item.meta::text) > 8192 THEN
             PERFORM pgqueue.refuse('PQ004', 'meta is a JSON object of up to 8 KiB');
+        ELSIF item.cost NOT BETWEEN 1 AND 1000000 THEN
+            PERFORM pgqueue.refuse('PQ004', format('cost %s is not between 1 and 1000000', item.cost));
         ELSIF item.version < 1 THEN
             PERFORM pgqueue.refuse('PQ004', format('version %s is less than 1', item.version));
         ELSIF item.max_crashes < 1 THEN
@@ -87,6 +89,8 @@ BEGIN
         job.parent := item.parent;
         job.parent_seq := item.parent_seq;
         job.ordinal := item.ordinal;
+        job.cost := coalesce(item.cost, 1);
+        job.fair := CASE WHEN item.fair_by IS NOT NULL THEN left(coalesce(item.input ->> item.fair_by, ''), 512) END;
         job.created_at := stamp;
         RETURN NEXT job;
     END LOOP;

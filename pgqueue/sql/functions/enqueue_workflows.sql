@@ -18,10 +18,10 @@ BEGIN
         WITH fresh AS (
             INSERT INTO pgqueue.job SELECT w.* FROM unnest(wanted) w
             ON CONFLICT (id) DO NOTHING
-            RETURNING id, queue, priority, run_at
+            RETURNING id, queue, priority, run_at, fair
         ), now_due AS (
-            INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
-            SELECT f.queue, 2 * f.priority + 1, nextval('pgqueue.position'), f.id
+            INSERT INTO pgqueue.ready (queue, lane, pos, job_id, fair)
+            SELECT f.queue, 2 * f.priority + 1, nextval('pgqueue.position'), f.id, f.fair
               FROM fresh f WHERE f.run_at IS NULL OR f.run_at <= pgqueue.clock()
         ), later AS (
             INSERT INTO pgqueue.scheduled (job_id, run_at, queue, lane)

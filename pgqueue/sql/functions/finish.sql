@@ -6,6 +6,7 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bit
 AS $$
 DECLARE
     parent uuid;
+    turn   text;
 BEGIN
     IF pg_current_xact_id_if_assigned() IS DISTINCT FROM xid THEN
         PERFORM pgqueue.refuse('PQ008', 'the job ended the transaction it was given, so its outcome cannot commit with its writes',
@@ -14,7 +15,7 @@ BEGIN
     IF current_setting('synchronous_commit') = 'off' THEN     -- asked here too: a call is a tenth of this function's time
         PERFORM pgqueue.durable_commit();
     END IF;
-    DELETE FROM pgqueue.running r WHERE r.job_id = job AND r.claim = token RETURNING r.parent INTO parent;
+    DELETE FROM pgqueue.running r WHERE r.job_id = job AND r.claim = token RETURNING r.parent, r.limited || '/' || r.key INTO parent, turn;
     IF NOT FOUND THEN
         PERFORM pgqueue.refuse('PQ009', format('job %s is not held by this claim', job));
     END IF;
@@ -26,6 +27,9 @@ BEGIN
     END IF;
     IF (SELECT last_value FROM pgqueue.results_until) > extract(epoch FROM pgqueue.clock()) * 1000 THEN
         PERFORM pgqueue.tell_results(ARRAY[job]);
+    END IF;
+    IF turn IS NOT NULL THEN
+        PERFORM pgqueue.free_turns(ARRAY[turn]);
     END IF;
     RETURN true;
 END

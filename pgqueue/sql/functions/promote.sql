@@ -14,8 +14,9 @@ BEGIN
     ), gone AS (
         DELETE FROM pgqueue.scheduled s WHERE s.ctid = ANY (ARRAY(SELECT d.tid FROM due d)) RETURNING s.*
     ), now_ready AS (
-        INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
-        SELECT g.queue, g.lane, nextval('pgqueue.position'), g.job_id FROM gone g ORDER BY g.run_at
+        INSERT INTO pgqueue.ready (queue, lane, pos, job_id, fair)
+        SELECT g.queue, g.lane, nextval('pgqueue.position'), g.job_id, CASE g.lane % 2 WHEN 1 THEN j.fair END
+          FROM gone g LEFT JOIN pgqueue.job j ON j.id = g.job_id ORDER BY g.run_at
         RETURNING job_id
     )
     SELECT count(*) INTO moved FROM now_ready;

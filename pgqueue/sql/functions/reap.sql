@@ -17,6 +17,7 @@ DECLARE
     fenced pgqueue.worker;
     alone  boolean;
     ended  uuid[];
+    turns  text[];
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     PERFORM FROM pgqueue.worker w WHERE w.id = reap.worker AND w.fenced_at IS NULL;
@@ -81,8 +82,11 @@ BEGIN
         DELETE FROM pgqueue.running r WHERE r.ctid = ANY (ARRAY(SELECT h.tid FROM held h))
     )
     SELECT count(*) FILTER (WHERE NOT d.poison), count(*) FILTER (WHERE d.poison),
-           array_agg(d.job_id) FILTER (WHERE d.poison OR d.cancelled)
-      INTO given_back, failed, ended FROM judged d;
+           array_agg(d.job_id) FILTER (WHERE d.poison OR d.cancelled), array_agg(d.limited || '/' || d.key) FILTER (WHERE d.key IS NOT NULL)
+      INTO given_back, failed, ended, turns FROM judged d;
+    IF turns IS NOT NULL THEN
+        PERFORM pgqueue.free_turns(turns);
+    END IF;
     IF ended IS NOT NULL THEN
         PERFORM pgqueue.ended(ended);
     END IF;

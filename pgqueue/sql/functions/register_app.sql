@@ -1,14 +1,23 @@
--- Makes the queues and workflows of an App known to SQL producers. The queue rows belong to the operators: an existing
--- one is left as it is. Called by "pgqueue migrate MODULE:APP" and by every starting worker. The schedules are all that this App has
--- (null: it says nothing of schedules).
+-- Makes the queues and workflows of an App known to SQL producers. What operators have chosen for a queue stays in force over what the
+-- App declares (see apply_limits). Called by "pgqueue migrate MODULE:APP" and by every starting worker. The schedules are all that
+-- this App has (null: it says nothing of schedules).
 CREATE OR REPLACE FUNCTION pgqueue.register_app(queues json, workflows json, app text DEFAULT NULL, schedules json DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $$
+DECLARE
+    said record;
 BEGIN
     INSERT INTO pgqueue.queue (name, created_at)
     SELECT q.name, pgqueue.clock() FROM json_to_recordset(queues) AS q(name text) ORDER BY q.name
     ON CONFLICT DO NOTHING;
+    FOR said IN SELECT q.name, coalesce(q.limits, '{}') AS limits FROM json_to_recordset(queues) AS q(name text, limits jsonb) ORDER BY q.name LOOP
+        PERFORM pgqueue.check_limits(said.limits);
+        UPDATE pgqueue.queue q SET declared = said.limits WHERE q.name = said.name AND q.declared <> said.limits;
+        IF FOUND THEN
+            PERFORM pgqueue.apply_limits(said.name);
+        END IF;
+    END LOOP;
 
     INSERT INTO pgqueue.workflow AS old (name, origin, kind, queue, priority, max_crashes, key, version, timeout, on_failure, registered_at)
     SELECT w.name,

@@ -18,6 +18,7 @@ AS $$
 DECLARE
     settled uuid[];
     badly   uuid[];
+    turns   text[];
     stamp   timestamptz := pgqueue.clock();
 BEGIN
     PERFORM pgqueue.assert_read_committed();
@@ -75,11 +76,15 @@ BEGIN
           FROM generate_series(1, (SELECT count(*) FROM held h WHERE h.how IN ('succeeded', 'failed', 'cancelled'))
                                   - (SELECT count(*) FROM ended))
     )
-    SELECT array_agg(h.job_id), array_agg(h.job_id) FILTER (WHERE h.how IN ('failed', 'cancelled')) INTO settled, badly FROM held h
+    SELECT array_agg(h.job_id), array_agg(h.job_id) FILTER (WHERE h.how IN ('failed', 'cancelled')),
+           array_agg(h.limited || '/' || h.key) FILTER (WHERE h.key IS NOT NULL) INTO settled, badly, turns FROM held h
      WHERE (SELECT count(*) FROM conflicts) >= 0;
     PERFORM pgqueue.tell_results(settled);
     IF badly IS NOT NULL THEN
         PERFORM pgqueue.ended(badly);
+    END IF;
+    IF turns IS NOT NULL THEN
+        PERFORM pgqueue.free_turns(turns);
     END IF;
     IF 'suspend' = ANY (how) THEN
         settled := coalesce(settled, '{}') || (

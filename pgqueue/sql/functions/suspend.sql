@@ -11,9 +11,10 @@ DECLARE
     suspended uuid[];
     looked    uuid[];
     cancelled uuid[];
+    turns     text[];
 BEGIN
     WITH held AS MATERIALIZED (
-        SELECT r.ctid AS tid, r.*, d.*, c.job_id IS NOT NULL AS cancelled, (j.policy ->> 'deadline')::timestamptz AS deadline,
+        SELECT r.ctid AS tid, r.job_id, r.claim, r.queue, r.lane, r.limited || '/' || r.key AS turn, d.*, c.job_id IS NOT NULL AS cancelled, (j.policy ->> 'deadline')::timestamptz AS deadline,
                CASE WHEN w.job_id IS NULL THEN stamp + make_interval(secs => d.seconds) ELSE w.until END AS until
           FROM unnest(jobs, tokens, seen, details) AS g(job, token, seen, detail)
          CROSS JOIN LATERAL json_to_record(g.detail) AS d(seq integer, name text, kind text, key text, seconds double precision)
@@ -47,8 +48,11 @@ BEGIN
         DELETE FROM pgqueue.running r WHERE r.ctid = ANY (ARRAY(SELECT h.tid FROM held h))
     )
     SELECT array_agg(h.job_id), array_agg(h.job_id) FILTER (WHERE h.cancelled),
-           array_agg(h.job_id) FILTER (WHERE h.kind <> 'sleep' AND NOT h.cancelled)
-      INTO suspended, cancelled, looked FROM held h;
+           array_agg(h.job_id) FILTER (WHERE h.kind <> 'sleep' AND NOT h.cancelled), array_agg(h.turn) FILTER (WHERE h.turn IS NOT NULL)
+      INTO suspended, cancelled, looked, turns FROM held h;
+    IF turns IS NOT NULL THEN
+        PERFORM pgqueue.free_turns(turns);
+    END IF;
     IF looked IS NOT NULL THEN                               -- what it waits for may have come meanwhile
         PERFORM pgqueue.look_again(looked);
     END IF;

@@ -10,6 +10,7 @@ DECLARE
     jobs    uuid[];
     events  text[];
     follow  uuid[];
+    turns   text[];
     waiters uuid[];
     due     uuid[];
     others  uuid[];
@@ -20,11 +21,11 @@ BEGIN
     WITH picked AS MATERIALIZED (
         SELECT u.ctid AS tid FROM pgqueue.wakeup u ORDER BY u.pos LIMIT amount FOR UPDATE SKIP LOCKED
     ), gone AS (
-        DELETE FROM pgqueue.wakeup u WHERE u.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING u.job_id, u.event, u.ended
+        DELETE FROM pgqueue.wakeup u WHERE u.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING u.job_id, u.event, u.ended, u.turn
     )
     SELECT array_agg(DISTINCT g.job_id) FILTER (WHERE g.job_id IS NOT NULL), array_agg(DISTINCT g.event) FILTER (WHERE g.event IS NOT NULL),
-           array_agg(g.ended) FILTER (WHERE g.ended IS NOT NULL), count(*)
-      INTO jobs, events, follow, taken FROM gone g;
+           array_agg(g.ended) FILTER (WHERE g.ended IS NOT NULL), array_agg(DISTINCT g.turn) FILTER (WHERE g.turn IS NOT NULL), count(*)
+      INTO jobs, events, follow, turns, taken FROM gone g;
     IF follow IS NOT NULL THEN
         PERFORM pgqueue.ended(follow);
     END IF;
@@ -45,6 +46,13 @@ BEGIN
     END IF;
     jobs := coalesce(jobs, '{}') || coalesce(waiters, '{}') || coalesce(due, '{}') || coalesce(others, '{}');
     moved := CASE WHEN cardinality(jobs) > 0 THEN pgqueue.wake_jobs(jobs) ELSE 0 END;
+    turns := turns || ARRAY(SELECT DISTINCT w.key FROM pgqueue.waiting w WHERE w.job_id = ANY (others) AND w.kind = 'key' AND w.until IS NULL);
+    IF cardinality(turns) > 0 THEN
+        moved := moved + (SELECT count(*) FROM pgqueue.next_turns(turns));
+    END IF;
+    DELETE FROM pgqueue.rate_register r                      -- of keys that have been quiet for a while
+     WHERE r.ctid = ANY (ARRAY(SELECT o.ctid FROM pgqueue.rate_register o
+                                WHERE o.key <> '' AND o.next < pgqueue.clock_bound() - interval '1 minute' LIMIT 100 FOR UPDATE SKIP LOCKED));
     more := taken >= amount OR coalesce(cardinality(waiters), 0) >= amount OR coalesce(cardinality(due), 0) >= amount;
     IF moved > 0 THEN
         PERFORM pgqueue.wake_idle();

@@ -1,0 +1,333 @@
+"""Limits of queues and keys, and whose turn it is: what a claim gives out, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgqueue import App, Queue, Rate, Retry, protocol, sleep
+from pgqueue.database import run
+from pgqueue.errors import BadValue, UnknownQueue
+from pgqueue.ids import Process, new_token
+from pgqueue.model import ClaimedJob, Settlement
+from tests.support import Hand, states, violations
+
+Make = Callable[..., Hand]
+
+
+@pytest.fixture
+def make(dsn: str, conn: psycopg.Connection[Any]) -> Iterator[Make]:
+    """A worker of an App with one limited queue, and a job that does nothing."""
+    hands: list[Hand] = []
+
+    def make(**limits: Any) -> Hand:
+        app = App(dsn, queues=[Queue("limited", **limits)])
+
+        @app.step(name="job", queue="limited", key="key", retry=Retry(3, backoff=1))
+        def job(n: int, key: str = "", who: str = "") -> int:
+            return n
+
+        @app.workflow(name="naps", queue="limited", key="key")
+        def naps(key: str = "") -> None:
+            sleep("1h")
+
+        hands.append(Hand(app, dsn))
+        return hands[-1]
+
+    yield make
+    for hand in hands:
+        hand.close()
+        hand.app.close()
+
+
+def enqueue(hand: Hand, *jobs: Any, **options: Any) -> list[Any]:
+    job = hand.app.functions["job"]
+    return hand.app.enqueue_many([job.options(**options).call(*args) if options else job.call(*args) for args in jobs])
+
+
+def claim(hand: Hand, amount: int = 100, at_once: int = 100) -> list[ClaimedJob]:
+    call = protocol.claim(hand.id, new_token(), ["limited"], list(hand.app.functions), amount, [0] * 20, False, at_once)
+    return [job for job, _ in run(hand.conn, call)]
+
+
+def numbers(jobs: list[ClaimedJob]) -> list[int]:
+    return [json.loads(job.input)["n"] for job in jobs]
+
+
+def done(hand: Hand, *jobs: ClaimedJob) -> None:
+    assert hand.settle(*[Settlement(job, "succeeded", "1") for job in jobs]) == {}
+
+
+# --------------------------------------------------------------------------------------------------- concurrency
+
+
+def test_no_more_run_at_once_than_may(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make(concurrency=3)
+    enqueue(hand, *[(n,) for n in range(10)])
+    first = claim(hand)
+    assert numbers(first) == [0, 1, 2]
+    assert claim(hand) == []
+    done(hand, first[1])
+    assert numbers(claim(hand)) == [3]
+    assert claim(hand) == []
+    run(conn, protocol.fence_worker(hand.id, None, "died"))
+    assert run(conn, protocol.reap(hand.id, [], "crash", None))[0] == 3
+    other = Hand(hand.app, hand.dsn)
+    assert sorted(numbers(claim(other))) == [0, 2, 3], "what came back is first"
+    assert claim(other) == []
+    other.close()
+    assert violations(conn) == []
+
+
+def test_a_worker_gets_what_it_can_begin_and_more_only_where_there_is_plenty(make: Make) -> None:
+    hand = make(concurrency=40)
+    enqueue(hand, *[(n,) for n in range(100)])
+    assert len(claim(hand, 100, at_once=1)) == 10
+    assert len(claim(hand, 100, at_once=1)) == 7
+    for _ in range(100):
+        claim(hand, 100, at_once=1)
+    assert len(run(hand.conn, protocol.held_claims([hand.id]))) == 40
+
+
+def test_costs_are_summed_up(make: Make) -> None:
+    hand = make(concurrency=10)
+    enqueue(hand, (1,), cost=4)
+    enqueue(hand, (2,), cost=5)
+    enqueue(hand, (3,), cost=2)
+    enqueue(hand, (4,), cost=1)
+    first = claim(hand)
+    assert numbers(first) == [1, 2], "the next one in line waits for its room; nobody overtakes it"
+    done(hand, first[0])
+    assert numbers(claim(hand)) == [3, 4]
+    enqueue(hand, (5,), cost=50)
+    done(hand, first[1])
+    assert claim(hand) == []
+
+
+def test_a_job_that_costs_more_than_there_is_runs_alone(make: Make) -> None:
+    hand = make(concurrency=2)
+    enqueue(hand, (1,), cost=5)
+    enqueue(hand, (2,))
+    [job] = claim(hand)
+    assert claim(hand) == []
+    done(hand, job)
+    assert numbers(claim(hand)) == [2]
+
+
+def test_a_job_that_waits_holds_nothing(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make(concurrency=1, per_key=1)
+    for _ in range(3):
+        hand.app.functions["naps"].enqueue("k")
+    hand.drain(due_now=False)
+    assert states(conn) == {"scheduled": 3}
+
+
+# ----------------------------------------------------------------------------------------------------- per key
+
+
+def test_jobs_of_a_key_run_one_after_the_other_and_in_order(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make(per_key=1)
+    enqueue(hand, *[(n, key) for n in range(6) for key in "ab"])
+    order: dict[str, list[int]] = {"a": [], "b": []}
+    while held := claim(hand):
+        assert len(held) == 2, "one of each key"
+        enqueue(hand, *[(len(order["a"]) + 100, key) for key in "ab" if len(order["a"]) < 3])
+        for job in held:
+            order[json.loads(job.input)["key"]].append(json.loads(job.input)["n"])
+        assert claim(hand) == []
+        done(hand, *held)
+    assert order == {key: [0, 1, 2, 3, 4, 5, 100, 101, 102] for key in "ab"}
+    assert states(conn) == {"succeeded": 18}
+    assert violations(conn) == []
+
+
+def test_a_busy_key_at_the_head_is_in_nobodys_way(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make(per_key=1)
+    enqueue(hand, *[(n, "hot") for n in range(5000)])
+    enqueue(hand, *[(n, f"key {n}") for n in range(10)])
+    got = Counter(json.loads(job.input)["key"] for _ in range(4) for job in claim(hand))
+    assert got["hot"] == 1
+    assert len(got) == 11
+    assert states(conn)["waiting"] == 4999
+
+
+@pytest.mark.parametrize("how", ["succeeded", "failed", "cancelled", "retry", "release", "reaped", "finished"])
+def test_whatever_ends_a_run_lets_the_next_one_begin(make: Make, conn: psycopg.Connection[Any], how: str) -> None:
+    hand = make(per_key=1)
+    enqueue(hand, (1, "k"), (2, "k"), (3, "k"))
+    [job] = claim(hand)
+    assert claim(hand) == []
+    if how == "reaped":
+        run(conn, protocol.fence_worker(hand.id, None, "died"))
+        run(conn, protocol.reap(hand.id, [], "crash", None))
+        run(conn, protocol.register_worker(hand.id, Process.of(1)))
+    elif how == "finished":
+        with conn.transaction():
+            xid = run(conn, protocol.fence(job.id, job.token, 0, 0.0))
+            run(conn, protocol.finish(job.id, job.token, "1", xid))
+    else:
+        detail = '{"delay": 60, "errors": []}' if how == "retry" else None if how in ("succeeded", "release") else "{}"
+        assert hand.settle(Settlement(job, how, "1", 0, detail)) == {}  # type: ignore[arg-type]
+    assert len(claim(hand)) == 1
+    assert claim(hand) == []
+
+
+def test_two_of_a_key_and_no_more(make: Make) -> None:
+    hand = make(per_key=2)
+    enqueue(hand, *[(n, "k") for n in range(7)])
+    seen = []
+    while held := claim(hand):
+        assert len(held) <= 2
+        seen += numbers(held)
+        done(hand, held[0])
+        more = claim(hand)
+        assert len(more) <= 1
+        seen += numbers(more)
+        done(hand, *held[1:], *more)
+    assert sorted(seen) == list(range(7))
+
+
+# -------------------------------------------------------------------------------------------------------- rates
+
+
+def stamps(conn: psycopg.Connection[Any]) -> list[float]:
+    rows = conn.execute("SELECT extract(epoch FROM started_at)::float8 FROM pgqueue.running ORDER BY started_at").fetchall()
+    return [row[0] for row in rows]
+
+
+def set_clock(conn: psycopg.Connection[Any], moment: str) -> None:
+    conn.execute(f"CREATE OR REPLACE FUNCTION pgqueue.clock() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ SELECT {moment} $$")
+
+
+def test_starts_are_spaced_or_come_in_a_burst(make: Make, conn: psycopg.Connection[Any]) -> None:
+    for burst, expected in ((1, [0.0, 0.02, 0.04]), (3, [0.0, 0.0, 0.0, 0.02, 0.04])):
+        hand = make(rate=Rate(50, per=1, burst=burst))
+        conn.execute(
+            "DELETE FROM pgqueue.rate_register; DELETE FROM pgqueue.running; DELETE FROM pgqueue.ready; DELETE FROM pgqueue.job"
+        )
+        set_clock(conn, "'2026-01-01 00:00:00Z'::timestamptz")
+        enqueue(hand, *[(n,) for n in range(20)])
+        claim(hand)
+        first = stamps(conn)[0]
+        assert [round(stamp - first, 3) for stamp in stamps(conn)] == expected
+        assert claim(hand) == []
+        set_clock(conn, "'2026-01-01 00:00:00Z'::timestamptz + '10 s'")
+        claim(hand)
+        assert len(stamps(conn)) == 2 * len(expected)
+
+
+def test_a_clock_that_goes_back_gives_no_more(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make(rate=Rate(10, per=1))
+    enqueue(hand, *[(n,) for n in range(20)])
+    set_clock(conn, "'2026-01-01 00:00:05Z'::timestamptz")
+    assert len(claim(hand)) == 1
+    set_clock(conn, "'2026-01-01 00:00:00Z'::timestamptz")
+    assert claim(hand) == []
+
+
+def test_a_rate_of_each_key(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make(rate_per_key=Rate(1, per=10))
+    set_clock(conn, "'2026-01-01 00:00:00Z'::timestamptz")
+    conn.execute(
+        "CREATE OR REPLACE FUNCTION pgqueue.clock_bound() RETURNS timestamptz LANGUAGE sql STABLE AS 'SELECT pgqueue.clock()'"
+    )
+    enqueue(hand, *[(n, key) for n in range(3) for key in "abc"])
+    assert numbers(claim(hand)) == [0, 0, 0]
+    assert claim(hand) == []
+    assert states(conn) == {"running": 3, "waiting": 6}
+    for second in range(1, 40):
+        set_clock(conn, f"'2026-01-01 00:00:00Z'::timestamptz + '{second} s'")
+        hand.wake()
+        got = numbers(claim(hand))
+        assert got == ([second // 10] * 3 if second in (10, 20) else []), second
+    assert violations(conn) == []
+
+
+# ------------------------------------------------------------------------------------------------------ fairness
+
+
+def test_everybody_gets_as_much(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make(fair_by="who")
+    enqueue(hand, *[(n, "", "large") for n in range(300)])
+    enqueue(hand, *[(n, "", "middle") for n in range(50)])
+    enqueue(hand, *[(n, "", "small") for n in range(5)])
+    seen: list[str] = []
+    while held := claim(hand, 9):
+        seen += [json.loads(job.input)["who"] for job in held]
+        done(hand, *held)
+    assert len(seen) == 355
+    assert Counter(seen[:9]) == {"large": 3, "middle": 3, "small": 3}
+    assert Counter(seen[:18])["small"] == 5
+    assert Counter(seen[:105])["middle"] == 50
+    assert violations(conn) == []
+
+
+def test_weights_and_priorities(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make(fair_by="who")
+    conn.execute("INSERT INTO pgqueue.fair_weight VALUES ('limited', 'a', 3)")
+    enqueue(hand, *[(n, "", who) for n in range(60) for who in "ab"])
+    enqueue(hand, (7, "", "c"), priority=0)
+    held = claim(hand, 41)
+    assert numbers(held)[0] == 7
+    got = Counter(json.loads(job.input)["who"] for job in held)
+    assert got == {"a": 30, "b": 10, "c": 1}
+
+
+# ------------------------------------------------------------------------------------------------------- control
+
+
+def test_what_an_operator_chooses_stays(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make(concurrency=5)
+
+    def limit(chosen: dict[str, Any]) -> Any:
+        row = conn.execute("SELECT pgqueue.limit_queue('limited', %s)", (json.dumps(chosen),)).fetchone()
+        assert row is not None
+        return row[0]
+
+    enqueue(hand, *[(n,) for n in range(30)])
+    assert limit({"concurrency": 2}) == {"concurrency": 2}
+    run(conn, hand.app.registration())
+    assert len(claim(hand)) == 2
+    assert limit({"concurrency": None}) == {"concurrency": 5}
+    assert len(claim(hand)) == 3
+    assert limit({"concurrency": 0}) == {}
+    assert len(claim(hand)) == 25
+    assert limit({"concurrency": None, "rate": {"n": 1, "per": 60, "burst": 1}})["concurrency"] == 5
+    for wrong in ({"concurrency": -1}, {"rate": 5}, {"rate": {"n": 1}}, {"speed": 1}, {"per_key": "x"}):
+        with pytest.raises(psycopg.Error, match="no limit"):
+            limit(wrong)
+    with pytest.raises(psycopg.Error, match="no queue"):
+        conn.execute("SELECT pgqueue.limit_queue('nowhere', '{}')")
+
+
+def test_a_limit_counts_what_runs_already(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make()
+    enqueue(hand, *[(n,) for n in range(10)])
+    before = claim(hand, 4)
+    conn.execute("""SELECT pgqueue.limit_queue('limited', '{"concurrency": 5}')""")
+    assert len(claim(hand)) == 1
+    done(hand, *before)
+    assert len(claim(hand)) == 4
+    assert claim(hand) == []
+    assert conn.execute("SELECT uncounted FROM pgqueue.queue WHERE name = 'limited'").fetchone() == (False,)
+
+
+def test_limits_that_cannot_be_meant() -> None:
+    for wrong in ({"concurrency": 0}, {"per_key": "a"}, {"rate": 5}, {"concurrency": True}):
+        with pytest.raises(ValueError, match="limited"):
+            Queue("limited", **wrong)
+    for args in ((0, 1), (1.5, 1), (1, 0), (1, "1m", 0)):
+        with pytest.raises(ValueError, match="Rate"):
+            Rate(*args)
+
+
+def test_a_cost_that_cannot_be(make: Make) -> None:
+    hand = make(concurrency=1)
+    with pytest.raises(BadValue, match="cost"):
+        enqueue(hand, (1,), cost=0)
+    assert UnknownQueue is not None
