@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
+import msgspec
+
 from pgqueue.ids import Process
 from pgqueue.model import ClaimedJob, Settlement
 
@@ -524,6 +526,24 @@ def child_rows(parents: Sequence[str], each: int, limit: int, states: Sequence[s
 def now() -> Call[datetime]:
     """What time it is for the database."""
     return Call("SELECT pgqueue.clock()", (), _first)
+
+
+def limits() -> Call[Rows]:
+    """Rows of (queue, paused, in force, declared, chosen, used, jobs that wait for a key, seconds until the next start)."""
+    return Call("SELECT * FROM pgqueue.limits()", (), _rows)
+
+
+def limit_queue(queue: str, chosen: dict[str, Any]) -> Call[dict[str, Any]]:
+    """What an operator chooses (None: what the App declares; 0: no limit). What is in force then."""
+    return Call("SELECT pgqueue.limit_queue(%s, %s::jsonb)", (queue, msgspec.json.encode(chosen).decode()), _first)
+
+
+def pause(queue: str) -> Call[None]:
+    return Call("SELECT pgqueue.pause(%s)", (queue,), _nothing)
+
+
+def resume(queue: str) -> Call[None]:
+    return Call("SELECT pgqueue.resume(%s)", (queue,), _nothing)
 
 
 def stats() -> Call[Rows]:

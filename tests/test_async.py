@@ -880,9 +880,7 @@ def test_an_async_producer_survives_lost_connections(app: App, dsn: str, conn: A
     assert conn.execute("SELECT count(*) FROM pgqueue.job").fetchone() == (50,)
 
 
-def test_every_event_loop_has_its_own_connections(
-    app: App, dsn: str, conn: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_every_event_loop_has_its_own_connections(app: App, dsn: str, conn: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Also where nobody says aclose(), as after asyncio.run in a script, and where two loops run at once."""
     caplog.set_level(logging.ERROR, "psycopg.pool")  # a record of what it says, kept by pytest, holds the connection
 

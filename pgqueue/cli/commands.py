@@ -10,7 +10,7 @@ import click
 
 from pgqueue import database, migrate, protocol
 from pgqueue._version import __version__
-from pgqueue.cli import jobs, local, repair
+from pgqueue.cli import jobs, local, queues, repair
 from pgqueue.cli.bench import bench_command
 from pgqueue.cli.options import DURATION, dsn_option, json_option, only_from_the_command_line
 from pgqueue.cli.output import log_to_stderr, one_line_errors, show, show_json, until_nobody_reads
@@ -129,23 +129,23 @@ def work(
 def status(as_json: bool, dsn: str | None) -> None:
     """Queues and workers at a glance."""
     with database.connect(database.dsn_from(dsn), "pgqueue:cli") as conn:
-        queues = database.run(conn, protocol.stats())
+        rows = database.run(conn, protocol.stats())
         workers = database.run(conn, protocol.worker_rows())
     queue_columns = ("queue", "paused", "ready", "scheduled", "running", "waiting", "oldest_ready_seconds")
     worker_columns = ("worker", "host", "pid", "jobs", "started_at", "fenced_at")
     if as_json:
         show_json({
-            "queues": [dict(zip(queue_columns, row, strict=True)) for row in queues],
+            "queues": [dict(zip(queue_columns, row, strict=True)) for row in rows],
             "workers": [dict(zip(worker_columns, row, strict=True)) for row in workers],
         })  # fmt: skip
         return
-    show(queue_columns, queues, False)
+    show(queue_columns, rows, False)
     click.echo()
     show(worker_columns, workers, False)
 
 
 for command in (
     jobs.enqueue, jobs.event, jobs.send, jobs.jobs, show_command, repair.cancel, repair.requeue, repair.rerun, repair.prune,
-    bench_command, local.demo, local.dev,
+    queues.queues, queues.limit, queues.pause, queues.resume, bench_command, local.demo, local.dev,
 ):  # fmt: skip
     cli.add_command(command)

@@ -1,0 +1,21 @@
+-- One row per queue: what is in force, what of it the App declares and an operator has chosen, how much of the concurrency is in use
+-- (null: it has no limits), how many jobs wait for their turn at a key (up to 10,000), and in how many seconds the next job may begin.
+CREATE OR REPLACE FUNCTION pgqueue.limits()
+RETURNS TABLE (queue text, paused boolean, in_force jsonb, declared jsonb, chosen jsonb, used bigint, waiting_for_key bigint,
+               next_start_seconds double precision)
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT q.name, q.paused, jsonb_strip_nulls(q.declared || q.chosen), q.declared, q.chosen,
+           CASE WHEN q.limited THEN (SELECT coalesce(sum(r.cost), 0)::bigint FROM pgqueue.running r WHERE r.limited = q.name) END,
+           (SELECT count(*) FROM (SELECT FROM pgqueue.waiting w
+                                   WHERE w.kind = 'key' AND w.key >= q.name || '/' AND w.key < q.name || '0' LIMIT 10001) c),
+           CASE WHEN q.rate IS NOT NULL
+                THEN extract(epoch FROM pgqueue.next_start(q.name, '', q.rate, q.rate_seconds, q.rate_burst, 1, pgqueue.clock())
+                                        - pgqueue.clock())::float8 END
+      FROM pgqueue.queue q ORDER BY q.name;
+END
+$$;

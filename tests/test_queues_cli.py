@@ -1,0 +1,80 @@
+"""pgqueue queues, limit, pause and resume."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgqueue import App, Queue, Rate
+from pgqueue.database import run
+from tests.support import ROOT, Hand
+
+
+def pgqueue(dsn: str, *arguments: str, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "pgqueue", *arguments, "--dsn", dsn],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture
+def app(dsn: str, conn: psycopg.Connection[Any]) -> App:
+    app = App(dsn, queues=[Queue("mail", concurrency=2, rate=Rate(100, per="1m", burst=5))])
+
+    @app.step(name="send", queue="mail")
+    def send() -> None: ...
+
+    run(conn, app.registration())
+    return app
+
+
+def facts(dsn: str) -> dict[str, Any]:
+    return {row["queue"]: row for row in json.loads(pgqueue(dsn, "queues", "--json"))}
+
+
+def test_limits_are_shown_and_changed(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    mail = facts(dsn)["mail"]
+    assert mail["limits"] == mail["declared"] == {"concurrency": 2, "rate": {"n": 100, "per": 60, "burst": 5}}
+    assert (mail["chosen"], mail["used"], mail["paused"]) == ({}, 0, False)
+    assert pgqueue(dsn, "limit", "mail", "--concurrency", "7", "--rate", "off") == "mail: concurrency 7\n"
+    run(conn, app.registration())
+    mail = facts(dsn)["mail"]
+    assert mail["limits"] == {"concurrency": 7}
+    assert mail["declared"]["concurrency"] == 2
+    assert mail["chosen"] == {"concurrency": 7, "rate": None}
+    shown = pgqueue(dsn, "queues")
+    assert "concurrency 7, rate off" in shown
+    assert (
+        pgqueue(dsn, "limit", "mail", "--concurrency", "default", "--rate", "10/s:3")
+        == "mail: concurrency 2, rate 10/1s burst 3\n"
+    )
+    for option, wrong in (("--rate", "fast"), ("--rate", "0/1m"), ("--concurrency", "-1"), ("--per-key", "many")):
+        pgqueue(dsn, "limit", "mail", option, wrong, code=64)
+    pgqueue(dsn, "limit", "mail", code=64)
+    assert "there is no queue 'nowhere'" in pgqueue(dsn, "limit", "nowhere", "--concurrency", "1", code=1)
+    assert "there is no queue 'nowhere'" in pgqueue(dsn, "pause", "nowhere", code=1)
+
+
+def test_a_paused_queue_gives_out_nothing(app: App, dsn: str) -> None:
+    job = app.functions["send"].enqueue()
+    assert pgqueue(dsn, "pause", "mail") == "mail is paused\n"
+    hand = Hand(app, dsn)
+    assert hand.drain() == 0
+    assert facts(dsn)["mail"]["paused"]
+    assert facts(dsn)["mail"]["ready"] == 1
+    assert pgqueue(dsn, "resume", "mail") == "mail goes on\n"
+    assert hand.drain() == 1
+    assert job.status() == "succeeded"
+    hand.close()
+    app.close()
