@@ -1215,3 +1215,46 @@ def test_two_housekeepers_wake_the_same_job(race: Race) -> None:
         goes_on(conn, scene)
 
     race(suspended("event"), check, send=sending(), one=waking, two=waking)
+
+
+# --------------------------------------------------------------------------------------------------------- limits
+
+
+def test_a_limit_is_set_while_somebody_claims(race: Race, conn: Connection) -> None:
+    """Both come to an end, and from then on the limit holds."""
+    conn.execute("SELECT pgqueue.limit_queue('default', '{\"concurrency\": 0}')")
+
+    def limiting(scene: Scene) -> Program:
+        return transaction(protocol.limit_queue("default", {"concurrency": 2}))
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["limit"] == {"concurrency": 2}
+        held = len(results["claim"]) + len(results["again"])
+        more = run(conn, claim(scene.worker))
+        assert held == 5 or 1 <= held + len(more) <= 2
+        assert len(more) == 0 or held < 2
+        conn.execute("SELECT pgqueue.limit_queue('default', '{\"concurrency\": null}')")
+
+    race(ready(5), check, limit=limiting, claim=claiming(), again=claiming())
+    conn.execute("SELECT pgqueue.limit_queue('default', '{\"concurrency\": null}')")
+
+
+def test_two_claim_from_a_limited_queue(race: Race, conn: Connection) -> None:
+    """Together they get what there is, and no more, also beside a settlement."""
+
+    def two_of_five(conn: Connection) -> Scene:
+        conn.execute("SELECT pgqueue.limit_queue('default', '{\"concurrency\": 3}')")
+        scene = ready(5)(conn)
+        jobs = [job for job, _ in run(conn, claim(scene.worker, 2))]
+        return Scene(scene.ids, scene.worker, jobs)
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["settle"] == {}
+        held = conn.execute("SELECT count(*) FROM pgqueue.running").fetchone()
+        assert held is not None
+        assert held[0] <= 3
+        assert len(results["one"]) + len(results["two"]) <= 3
+        conn.execute("SELECT pgqueue.limit_queue('default', '{\"concurrency\": null}')")
+
+    race(two_of_five, check, one=claiming(), two=claiming(), settle=settling("succeeded"))
+    conn.execute("SELECT pgqueue.limit_queue('default', '{\"concurrency\": null}')")

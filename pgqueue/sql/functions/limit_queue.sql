@@ -7,6 +7,7 @@ DECLARE
     kept jsonb;
 BEGIN
     PERFORM pgqueue.check_limits(chosen);
+    PERFORM pg_advisory_xact_lock(pgqueue.queue_lock(queue));    -- first: a claim that has it may write to the row of the queue
     SELECT q.chosen INTO kept FROM pgqueue.queue q WHERE q.name = limit_queue.queue FOR UPDATE;
     IF NOT FOUND THEN
         PERFORM pgqueue.refuse('PQ002', format('there is no queue %L', queue),

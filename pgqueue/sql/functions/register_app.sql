@@ -13,8 +13,10 @@ BEGIN
     ON CONFLICT DO NOTHING;
     FOR said IN SELECT q.name, coalesce(q.limits, '{}') AS limits FROM json_to_recordset(queues) AS q(name text, limits jsonb) ORDER BY q.name LOOP
         PERFORM pgqueue.check_limits(said.limits);
-        UPDATE pgqueue.queue q SET declared = said.limits WHERE q.name = said.name AND q.declared <> said.limits;
+        PERFORM FROM pgqueue.queue q WHERE q.name = said.name AND q.declared <> said.limits;
         IF FOUND THEN
+            PERFORM pg_advisory_xact_lock(pgqueue.queue_lock(said.name));    -- before the row of the queue is written to
+            UPDATE pgqueue.queue q SET declared = said.limits WHERE q.name = said.name;
             PERFORM pgqueue.apply_limits(said.name);
         END IF;
     END LOOP;
