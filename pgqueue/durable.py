@@ -18,6 +18,7 @@ from pgqueue.retry import Duration, seconds
 from pgqueue.values import Codec
 
 T = TypeVar("T")
+LAST_YEAR = 9999
 
 
 def _run(what: str) -> Run:
@@ -64,6 +65,8 @@ class SleepUntil:
     def _wait(moment: datetime) -> Wait:
         if not isinstance(moment, datetime) or moment.tzinfo is None:
             raise BadValue(f"sleep_until({moment!r}): give a datetime with a time zone, such as datetime.now(timezone.utc)")
+        if moment.year >= LAST_YEAR:
+            raise BadValue(f"sleep_until({moment!r}): before the year {LAST_YEAR}")
         left = (moment - datetime.now(UTC)).total_seconds()
         return Wait("sleep", "", max(0.0, left), "sleep_until()")
 

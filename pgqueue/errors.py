@@ -29,6 +29,10 @@ class UnknownQueue(PgQueueError):
     """A queue that was never declared."""
 
 
+class UnknownSchedule(PgQueueError):
+    """There is no schedule of that name."""
+
+
 class UnknownJob(PgQueueError):
     """There is no job with that id (or it was pruned)."""
 
@@ -133,8 +137,10 @@ class Snooze(Exception):  # an instruction, not an error
     """Raise it in a step or a job to have it run again later, which is no failure and uses no attempt: ``raise Snooze("1m")``."""
 
     def __init__(self, delay: Any) -> None:
+        from pgqueue.retry import seconds
+
         super().__init__(delay)
-        self.delay = delay
+        self.delay = seconds(delay)  # what is no duration is an error here, where it was written
 
 
 class ClaimLost(BaseException):
@@ -155,6 +161,7 @@ BY_SQLSTATE: dict[str, type[PgQueueError]] = {
     "PQ007": PgQueueError,
     "PQ008": TransactionMisused,
     "PQ009": PgQueueError,
+    "PQ010": UnknownSchedule,
     "22P05": BadValue,  # \u0000 in JSON
     "22P02": BadValue,  # not JSON, or a lone surrogate
     "3F000": SchemaMissing,

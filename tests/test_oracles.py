@@ -57,7 +57,7 @@ def test_they_are_silent_where_all_is_well(done: Connection, outside: Path) -> N
     assert conservation.check(done, Journal({1}, {1})) == []
     assert invariant.check(done) == []
     assert claim_history.check(done) == []
-    assert done.execute("SELECT count(*) FROM effect").fetchone() == (9,)
+    assert done.execute("SELECT count(*) FROM effect").fetchone() == (11,)
     assert done.execute("SELECT count(DISTINCT event) FROM claim_history").fetchone() == (4,)
 
 

@@ -306,6 +306,7 @@ def test_a_stopped_worker_is_killed_when_its_lease_is_taken(
 ) -> None:
     work = workers.start("tests.apps.bank:app", "-w", "1", "--lease", "2s")
     [pid] = ready(bank_db, work, 1)
+    wait_for(lambda: bank_db.execute("SELECT max(beat) > 0 FROM pgqueue.worker").fetchone() == (True,), 30, "a heartbeat for it")
     kill(pid, signal.SIGSTOP)
     wait_for(lambda: stopped(pid))
     worker = bank_db.execute("SELECT id::text FROM pgqueue.workers").fetchone()

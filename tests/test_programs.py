@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import uuid
+from pprint import pformat
 from typing import Any
 
 import psycopg
@@ -174,5 +176,5 @@ def test_crashes_change_nothing(
         assert times == 1, tag
     got = come_to_an_end(kills)
     note(f"{program}\n{kills}")
-    assert got == expected
+    assert got == expected, "\n".join(difflib.ndiff(pformat(expected).splitlines(), pformat(got).splitlines()))
     app.close()

@@ -19,6 +19,7 @@ from pgqueue import (
     Retry,
     Snooze,
     WaitTimeout,
+    current,
     patched,
     protocol,
     receive,
@@ -28,6 +29,7 @@ from pgqueue import (
 )
 from pgqueue.database import run
 from pgqueue.errors import BadValue, OutsideJob
+from pgqueue.runtime import history
 from tests import both
 from tests.support import Hand, violations
 
@@ -135,12 +137,14 @@ def test_what_is_no_time_is_refused(app: App, conn: psycopg.Connection[Any], han
     @app.workflow(name="wrong")
     def wrong(what: str) -> None:
         if what == "until":
+            sleep_until(datetime(9999, 1, 1, tzinfo=UTC))
+        if what == "naive":
             sleep_until(datetime(2030, 1, 1))  # noqa: DTZ001 -- that is what is wrong with it
         sleep(what)
 
-    jobs = app.enqueue_many(wrong.map(["until", "soon"]))
+    jobs = app.enqueue_many(wrong.map(["until", "naive", "soon"]))
     hand().drain()
-    for job, message in zip(jobs, ["time zone", "not a duration"], strict=True):
+    for job, message in zip(jobs, ["before the year", "time zone", "not a duration"], strict=True):
         with pytest.raises(JobFailed, match=message):
             job.result(timeout=1)
 
@@ -490,3 +494,53 @@ def test_an_event_is_pruned_when_nobody_waits_for_it(app: App, conn: psycopg.Con
     assert job.result(timeout=5) == 1
     assert run(conn, protocol.prune_events(0.0, 100)) == 1
     assert app.send_event("wanted", 3), "it is the first again"
+
+
+def test_a_workflow_has_so_many_steps_and_no_more(
+    app: App, conn: psycopg.Connection[Any], hand: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one too many is an error where it is called, and not in the settlement, which the worker's other jobs share."""
+    monkeypatch.setattr(history, "MOST_STEPS", 3)
+
+    @app.workflow(name="long")
+    def long() -> None:
+        for _ in range(5):
+            sleep("1h")
+
+    job = long.enqueue()
+    hand().drain()
+    with pytest.raises(JobFailed, match="at most 3 steps"):
+        job.result(timeout=5)
+
+
+def test_what_is_said_before_a_wait_is_stored(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.workflow(name="says")
+    def says() -> None:
+        current().progress(0.5, "half")
+        wait_event("go")
+
+    job = says.enqueue()
+    hand().drain()
+    said = job.progress()
+    assert said is not None
+    assert (said.fraction, said.note) == (0.5, "half")
+
+
+def test_a_burst_waits_for_those_that_are_about_to_be_woken(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.workflow(name="waits")
+    def waits() -> Any:
+        return wait_event("go")
+
+    waits.enqueue()
+    worker = hand()
+    worker.drain()
+    assert run(conn, protocol.remaining(["default"])) == 0
+    app.send_event("go")
+    assert run(conn, protocol.remaining(["default"])) > 0
+    worker.drain()
+    assert run(conn, protocol.remaining(["default"])) == 0
+
+
+def test_a_snooze_that_is_no_duration_is_an_error_where_it_is_written() -> None:
+    with pytest.raises(ValueError, match="not a duration"):
+        Snooze("soon")

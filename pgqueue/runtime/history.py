@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pgqueue import protocol
-from pgqueue.errors import NonDeterministic, OutsideJob
+from pgqueue.errors import NonDeterministic, OutsideJob, PgQueueError
 from pgqueue.model import ClaimedJob
 from pgqueue.runtime.session import Sessions
 
+MOST_STEPS = 50_000
 SHOWN = 10
 """Steps of each history that a contradiction shows."""
 
@@ -53,6 +54,10 @@ class History:
 
     def give(self) -> int:
         """The number of the next step. Given at the call, so that it does not depend on who is scheduled first."""
+        if self._given == MOST_STEPS:
+            raise PgQueueError(
+                f"a workflow has at most {MOST_STEPS} steps and waits: leave the rest to children, or to a new job"
+            )
         self._given += 1
         return self._given
 

@@ -6,7 +6,7 @@ leaves its worker, and when it is woken it replays up to here and looks again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
@@ -39,7 +39,7 @@ async def wait(run: JobRun, seq: int, wait: Wait, fresh: bool = False) -> dict[s
 async def _come(run: JobRun, seq: int, wait: Wait, recorded: Recorded | None, fresh: bool) -> dict[str, Any]:
     if recorded is None and wait.kind == "sleep" and wait.seconds is not None:
         if wait.seconds > SHORT:
-            suspend(run, seq, wait)
+            await suspend(run, seq, wait)
         await run.ground.sessions.pause(wait.seconds)
         await run.store(seq, wait.name, '{"timeout":true}')
         return {"timeout": True}
@@ -54,12 +54,12 @@ async def _come(run: JobRun, seq: int, wait: Wait, recorded: Recorded | None, fr
         if left is None or left > SHORT:
             break
         await run.ground.sessions.pause(max(0.0, left))
-    suspend(run, seq, wait)
-    raise AssertionError
+    return await suspend(run, seq, wait)
 
 
-def suspend(run: JobRun, seq: int, wait: Wait) -> None:
+async def suspend(run: JobRun, seq: int, wait: Wait) -> NoReturn:
     """Leave the worker."""
+    await run.flush()
     failpoint("suspend.before")
     detail = {"seq": seq, "name": wait.name, "kind": wait.kind, "key": wait.key, "seconds": wait.seconds}
     run.unwind(Settlement(run.job, "suspend", None, run.history.seen, msgspec.json.encode(detail).decode()))
