@@ -13,11 +13,11 @@ LEASE = "stop-past-lease"  # and another host goes on, by itself
 HANG = "stop-and-fence"  # of one worker, while its host goes on
 
 #: Failpoints of the main path, which many jobs pass: the second time that a process comes by, it has a history.
-MANY_PASS = ("transaction.", "step.", "bank.", "settle.", "claim.", "dispatch.before_run", "enqueue.")
+MANY_PASS = ("transaction.", "step.", "bank.", "settle.", "claim.", "dispatch.before_run", "enqueue.", "tick.")
 #: Where processes are that have no connection to drop.
 UNCONNECTED = ("supervisor.", "drain.signal", "dispatch.forked")
 #: Where an exception is a bug of pgqueue's own, which must end the process: its supervisor, or service manager, starts another.
-OWN = ("supervisor.", "drain.", "heartbeat.", "promote.", "wake.", "reap.", "reconcile.")
+OWN = ("supervisor.", "drain.", "heartbeat.", "promote.", "tick.", "wake.", "reap.", "reconcile.")
 #: Places inside the server, where a verb has done its work and not yet committed: table, event, whose, and from the nth row on.
 UNCOMMITTED = {
     "claim.uncommitted": ("running", "INSERT", ":claims", 2),
@@ -29,6 +29,7 @@ UNCOMMITTED = {
     "reap.uncommitted": ("running", "DELETE", "housekeeper", 1),
     "suspend.uncommitted": ("wait", "INSERT", ":claims", 1),
     "wake.uncommitted": ("waiting", "DELETE", "housekeeper", 1),
+    "tick.uncommitted": ("tick", "INSERT", "housekeeper", 2),
 }
 #: What has to happen first, so that anybody comes by.
 FIRST = {

@@ -35,7 +35,8 @@ class Sweep:
     def __init__(self, case: Case, dsn: str, directory: Path) -> None:
         self._case = case
         self._directory = directory
-        self._chaos = Controller(dsn, directory, "chaos.workloads.bank:app", {"BANK_FILE": str(directory / "outside.txt")})
+        environment = {"BANK_FILE": str(directory / "outside.txt"), "BANK_STRIKES": "1"}
+        self._chaos = Controller(dsn, directory, "chaos.workloads.bank:app", environment)
         self._looked = 0.0
 
     def run(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 import msgspec
@@ -27,14 +29,16 @@ from pgqueue.functions import (
     Workflow,
     versioned,
 )
-from pgqueue.model import Isolation, Queue
+from pgqueue.model import NAME, Isolation, Queue
 from pgqueue.retry import ONCE, Duration, Retry, seconds
+from pgqueue.schedules import MISFIRES, Declared, Misfire, following, times_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Hook = Literal["worker_start", "worker_stop"]
 H = TypeVar("H", bound=Callable[[], Any])
 M = TypeVar("M", bound=Callable[[Current], Iterator[None]])
+F = TypeVar("F", bound=Function[Any, Any])
 
 
 class _WorkflowDecorator(Protocol):
@@ -67,6 +71,7 @@ class App:
 
     ``dsn``: where the application's database is; without it ``PGQUEUE_DSN`` is used at the first connection.
     ``queues``: those that exist besides ``default``. ``include``: modules to import at start, because they register functions.
+    ``name``: whose schedules are whose, where several Apps share a database; the module that builds the App unless given.
 
     >>> app = App(queues=[Queue("mail")])
     >>> @app.step(name="send_mail", queue="mail")
@@ -76,7 +81,10 @@ class App:
     'sent to ann@example.org'
     """
 
-    def __init__(self, dsn: str | None = None, *, queues: Iterable[Queue] = (), include: Sequence[str] = ()) -> None:
+    def __init__(
+        self, dsn: str | None = None, *, queues: Iterable[Queue] = (), include: Sequence[str] = (), name: str | None = None
+    ) -> None:
+        self.name = name or str(sys._getframe(1).f_globals.get("__name__", "__main__"))
         self.client = Client(dsn)
         self.async_client = AsyncClient(dsn)
         self.queues: dict[str, Queue] = {"default": Queue("default")}
@@ -88,6 +96,7 @@ class App:
             self.queues[queue.name] = queue
         self.include = tuple(include)
         self.functions: dict[str, Function[Any, Any]] = {}
+        self.schedules: dict[str, Declared] = {}
         self.middlewares: list[Callable[[Current], AbstractContextManager[None]]] = []
         self.hooks: dict[Hook, list[Callable[[], Any]]] = {"worker_start": [], "worker_stop": []}
 
@@ -218,6 +227,95 @@ class App:
             self.functions[name] = function
         return function
 
+    def schedule(
+        self,
+        cron: str | None = None,
+        *,
+        every: Duration | None = None,
+        timezone: str = "UTC",
+        name: str | None = None,
+        input: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        misfire: Misfire = "once",
+        grace: Duration = 60,
+        overlap: bool = True,
+    ) -> Callable[[F], F]:
+        """Enqueue a job of a workflow, step or transaction at these times: a decorator above the one that registers it.
+
+        ``cron``: five fields (minute hour day month weekday), or six with the seconds in front, in this ``timezone``; where its
+        clock is changed, it does what Debian's cron does. Or ``every``: an interval from 1 second to 366 days, counted from 1970
+        in UTC. ``input``: the arguments by name. ``name``: of the schedule; that of the function unless given.
+
+        ``misfire``: what becomes of ticks that are more than ``grace`` late, because nobody was there: ``once`` (one job for all
+        of them), ``skip`` (none) or ``all`` (each). ``overlap=False``: a tick is left out while an earlier job has not ended.
+        ``current().meta`` of the job has ``schedule``, its name, and ``due_at``, the tick.
+
+        >>> app = App()
+        >>> @app.schedule("0 9 * * mon-fri", timezone="Europe/London", overlap=False)
+        ... @app.workflow(name="report")
+        ... def report() -> None: ...
+        """
+
+        def declare(function: F) -> F:
+            if not isinstance(function, Function) or function.app is not self:
+                raise TypeError(
+                    f"{function!r} is not registered with this App: put @app.schedule(...) above @app.workflow, @app.step or "
+                    "@app.transaction"
+                )
+            declared = self._declared(
+                function,
+                cron,
+                every,
+                timezone,
+                name or function.name,
+                dict(input or {}),
+                queue,
+                priority,
+                misfire,
+                grace,
+                overlap,
+            )
+            if declared.name in self.schedules:
+                raise ValueError(f"two schedules are called {declared.name!r}: give one of them another with name=")
+            self.schedules[declared.name] = declared
+            return function
+
+        return declare
+
+    def _declared(
+        self, function: Function[Any, Any], cron: str | None, every: Duration | None, timezone: str, name: str,
+        input: dict[str, Any], queue: str | None, priority: int | None, misfire: Misfire, grace: Duration, overlap: bool,
+    ) -> Declared:  # fmt: skip
+        where = f"schedule {name}"
+        if cron is not None and not isinstance(cron, str):
+            raise TypeError(f"{where}: {cron!r} is no cron expression: give a text such as '0 9 * * mon-fri'")
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be the name of a schedule: 1 to 128 letters, digits and _ . : -")
+        if misfire not in MISFIRES:
+            raise ValueError(f"{where}: misfire={misfire!r}: use {', '.join(map(repr, MISFIRES))}")
+        if not 1 <= seconds(grace) <= 366 * 86400:
+            raise ValueError(f"{where}: grace={grace!r}: from 1 second to 366 days")
+        if priority is not None and not 0 <= priority <= 9:
+            raise ValueError(f"{where}: priority={priority!r}: 0 (first) to 9 (last)")
+        if queue is not None and queue not in self.queues:
+            raise ValueError(f"{where}: queue {queue!r} is not declared: App(queues=[Queue({queue!r})])")
+        interval = None if every is None else seconds(every)
+        try:
+            times = times_of(cron, interval, timezone)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if following(times, datetime.now(UTC)) is None:
+            raise ValueError(f"{where}: {cron!r} never comes")
+        try:
+            arguments = function.bind((), input)
+        except TypeError as error:
+            raise TypeError(f"{where}: {error}: give the arguments with input={{...}}") from None
+        text = function.input.encode(arguments, f"the input of {where}")
+        return Declared(
+            name, function.name, cron, interval, timezone, text, queue, priority, misfire, seconds(grace), bool(overlap)
+        )
+
     # ---------------------------------------------------------------------------------------------- hooks
 
     def on(self, event: Hook) -> Callable[[H], H]:
@@ -332,7 +430,7 @@ class App:
             importlib.import_module(module)
 
     def registration(self) -> protocol.Call[None]:
-        """The call that makes queues and workflows known to SQL producers."""
+        """The call that makes queues and workflows known to SQL producers, and schedules to housekeepers."""
         newest: dict[str, Function[Any, Any]] = {}
         for f in self.functions.values():
             if f.name not in newest or f.definition.version > newest[f.name].definition.version:
@@ -353,7 +451,13 @@ class App:
             for f in newest.values()
         ]
         queues = [{"name": queue.name, "limits": queue.limits()} for queue in self.queues.values()]
-        return protocol.register_app(msgspec.json.encode(queues).decode(), msgspec.json.encode(workflows).decode())
+        schedules = [declared.description() for declared in self.schedules.values()]
+        return protocol.register_app(
+            msgspec.json.encode(queues).decode(),
+            msgspec.json.encode(workflows).decode(),
+            self.name,
+            msgspec.json.encode(schedules).decode(),
+        )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import msgspec
 
 from pgqueue.ids import Process
 from pgqueue.model import ClaimedJob, Settlement
+from pgqueue.schedules import Due, Plan
 
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
@@ -89,9 +90,78 @@ def prune_events(seconds: float, amount: int) -> Call[int]:
     return Call("SELECT pgqueue.prune_events(make_interval(secs => %s), %s)", (seconds, amount), _first)
 
 
-def register_app(queues: str, workflows: str) -> Call[None]:
-    """Both are JSON arrays of objects."""
-    return Call("SELECT pgqueue.register_app(%s::json, %s::json)", (queues, workflows), _nothing)
+def prune_ticks(seconds: float, amount: int) -> Call[int]:
+    """How many rows of ticks went."""
+    return Call("SELECT pgqueue.prune_ticks(make_interval(secs => %s), %s)", (seconds, amount), _first)
+
+
+def register_app(queues: str, workflows: str, app: str | None = None, schedules: str | None = None) -> Call[None]:
+    """JSON arrays of objects. Without ``app`` and ``schedules`` nothing is said of schedules."""
+    return Call("SELECT pgqueue.register_app(%s::json, %s::json, %s, %s::json)", (queues, workflows, app, schedules), _nothing)
+
+
+# ---------------------------------------------------------------------------------------------- schedules
+
+
+def due_schedules(amount: int) -> Call[tuple[list[Due], datetime, float | None]]:
+    """(what is due, the moment at which that was asked, seconds until the next of the others is due)."""
+
+    def read(rows: Rows) -> tuple[list[Due], datetime, float | None]:
+        due, moment, next_due = rows[0]
+        return [Due(**{**row, "done_until": datetime.fromisoformat(row["done_until"])}) for row in due or ()], moment, next_due
+
+    return Call("SELECT due, moment, next_due FROM pgqueue.due_schedules(%s)", (amount,), read)
+
+
+def tick(due: Due, plan: Plan) -> Call[int | None]:
+    """How many jobs were enqueued; None: somebody else has done it, or the schedule has changed."""
+    return Call(
+        "SELECT pgqueue.tick(%s, %s::bigint, %s::timestamptz[], %s::timestamptz, %s::timestamptz, %s::timestamptz,"
+        " %s::timestamptz)",
+        (due.name, due.revision, plan.ticks, plan.until, plan.next, plan.missed, plan.since),
+        _first,
+    )
+
+
+def postpone_tick(due: Due, problem: str) -> Call[None]:
+    """Say why the ticks of a schedule cannot be enqueued now."""
+    return Call("SELECT pgqueue.postpone_tick(%s, %s::bigint, %s)", (due.name, due.revision, problem), _nothing)
+
+
+def pause_schedule(name: str, by: str | None = None) -> Call[bool]:
+    """False: it was paused already. ``by``: who asks."""
+    return Call("SELECT pgqueue.pause_schedule(%s, %s)", (name, by), _first)
+
+
+def resume_schedule(name: str) -> Call[bool]:
+    """False: it was not paused."""
+    return Call("SELECT pgqueue.resume_schedule(%s)", (name,), _first)
+
+
+def trigger_schedule(name: str, new_id: str) -> Call[str]:
+    """The id of the job: ``new_id``, so that a repetition after a lost connection finds the same."""
+    return Call("SELECT pgqueue.trigger_schedule(%s, %s::uuid)::text", (name, new_id), _first)
+
+
+def backfill_schedule(name: str, ticks: Sequence[datetime]) -> Call[int]:
+    """How many of these ticks got a job now."""
+    return Call("SELECT pgqueue.backfill_schedule(%s, %s::timestamptz[])", (name, list(ticks)), _first)
+
+
+SCHEDULE_COLUMNS = (
+    "name", "workflow", "cron", "every", "timezone", "next_at", "last_at", "paused", "misfire", "overlap", "origin", "declared",
+    "grace", "input", "queue", "priority", "app", "paused_by", "problem",
+)  # fmt: skip
+
+
+def schedule_rows() -> Call[Rows]:
+    """The columns SCHEDULE_COLUMNS of all schedules."""
+    return Call(
+        "SELECT name, workflow, cron, every, timezone, next_at, last_at, paused, misfire, overlap, origin, declared,"
+        " grace, input, queue, priority, app, paused_by, problem FROM pgqueue.schedules ORDER BY name",
+        (),
+        _rows,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ workers

@@ -1,7 +1,7 @@
 """When a schedule is due, and what becomes of ticks that are late. No I/O and no clock: moments come in, moments go out, in UTC.
 
-Cron expressions are read by cronsim, which does what Debian's cron does, also when the clocks change. It is imported when the first
-of them is met. The App uses this at the door, and whoever ticks (housekeeper/ticks.py) to know which ticks are due.
+Cron expressions are read by cronsim, which does what Debian's cron does, also when the clocks change. It is imported when the
+first of them is met. The App uses this at the door, and whoever ticks (housekeeper/ticks.py) to know which ticks are due.
 """
 
 from __future__ import annotations
@@ -148,9 +148,9 @@ class Plan:
 def plan(times: Times, done_until: datetime, now: datetime, misfire: Misfire, grace: float) -> Plan:
     """Which of the ticks behind ``done_until`` run now.
 
-    Late ticks run as long as they are not later than ``grace`` seconds: that is a slow moment, and no misfire. If the first of them
-    is later than that, ``once`` makes one job for all that are due, ``skip`` leaves out those that are too late, and ``all`` leaves
-    out none. More than MOST_TICKS are done in several calls, the oldest first.
+    Late ticks run as long as they are not later than ``grace`` seconds: that is a slow moment, and no misfire. If the first of
+    them is later than that, ``once`` makes one job for all that are due, ``skip`` leaves out those that are too late, and ``all``
+    leaves out none. More than MOST_TICKS are done in several calls, the oldest first.
     """
     first = following(times, done_until)
     if first is None or first > now:

@@ -11,9 +11,9 @@ from typing import Any
 
 import psycopg
 
-from chaos.oracles import claim_history, conservation, effects, invariant, ledger, plain_steps
+from chaos.oracles import claim_history, conservation, effects, invariant, ledger, plain_steps, ticks
 
-__all__ = ["all_wrong", "claim_history", "conservation", "effects", "invariant", "ledger", "plain_steps"]
+__all__ = ["all_wrong", "claim_history", "conservation", "effects", "invariant", "ledger", "plain_steps", "ticks"]
 
 
 def all_wrong(conn: psycopg.Connection[Any], directory: Path, faults: int, pauses: int = 0, at_once: int = 1) -> list[str]:
@@ -22,6 +22,7 @@ def all_wrong(conn: psycopg.Connection[Any], directory: Path, faults: int, pause
         *invariant.check(conn),
         *ledger.check(conn),
         *effects.check(conn),
+        *ticks.check(conn),
         *claim_history.check(conn),
         *plain_steps.check(conn, directory / "outside.txt", faults, pauses, at_once),
         *conservation.check(conn, conservation.Journal.read(directory / "journal.txt")),

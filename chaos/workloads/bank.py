@@ -179,6 +179,17 @@ def order(tx: psycopg.Connection[Any], number: int) -> int:
     return number
 
 
+@app.transaction(max_crashes=ENOUGH, retry=RETRY)
+def strike(tx: psycopg.Connection[Any]) -> str:
+    """What the clock of the bank does each second."""
+    tx.execute(NOTE_EFFECT, effect())
+    return str(current().meta["due_at"])
+
+
+if os.environ.get("BANK_STRIKES"):  # only where somebody wants jobs that nobody has enqueued
+    app.schedule(every="1s", misfire="all")(strike)
+
+
 def install(conn: psycopg.Connection[Any]) -> None:
     """The tables, and what workers would register."""
     conn.execute(TABLES)  # type: ignore[call-overload]

@@ -14,6 +14,7 @@ from pgqueue.cli import jobs, local, queues, repair
 from pgqueue.cli.bench import bench_command
 from pgqueue.cli.options import DURATION, dsn_option, json_option, only_from_the_command_line
 from pgqueue.cli.output import log_to_stderr, one_line_errors, show, show_json, until_nobody_reads
+from pgqueue.cli.schedules import schedules
 from pgqueue.cli.show import show_command
 from pgqueue.config import Exit, WorkSettings
 from pgqueue.errors import BadValue, SchemaMissing
@@ -146,6 +147,6 @@ def status(as_json: bool, dsn: str | None) -> None:
 
 for command in (
     jobs.enqueue, jobs.event, jobs.send, jobs.jobs, show_command, repair.cancel, repair.requeue, repair.rerun, repair.prune,
-    queues.queues, queues.limit, queues.pause, queues.resume, bench_command, local.demo, local.dev,
+    queues.queues, queues.limit, queues.pause, queues.resume, schedules, bench_command, local.demo, local.dev,
 ):  # fmt: skip
     cli.add_command(command)

@@ -28,6 +28,7 @@ from pgqueue.errors import (
     SchemaMissing,
     UnknownJob,
     UnknownQueue,
+    UnknownSchedule,
     UnknownWorkflow,
 )
 
@@ -40,6 +41,7 @@ _CODES: dict[type[PgQueueError], Exit] = {
     UnknownJob: Exit.FAILED,
     UnknownQueue: Exit.FAILED,
     UnknownWorkflow: Exit.FAILED,
+    UnknownSchedule: Exit.FAILED,
     IdConflict: Exit.FAILED,
 }
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

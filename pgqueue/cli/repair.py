@@ -168,13 +168,16 @@ def _code(counts: Counter[str], good: str) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @dsn_option
 def prune(older: float, states: tuple[str, ...], yes: bool, dsn: str | None) -> None:
-    """Delete ended jobs with everything about them, and, unless --state says which jobs, events that are as old."""
+    """Delete ended jobs with everything about them, and, unless --state says which jobs, events and ticks that are as old."""
     if not yes:
         click.confirm(f"delete the {' and '.join(states or ('ended',))} jobs that ended more than {older:g} s ago?", abort=True)
-    total = events = 0
+    total = events = ticks = 0
     with database.connect(database.dsn_from(dsn), "pgqueue:cli") as conn:
         while gone := database.run(conn, protocol.prune(states or ENDED, older, 1000)):
             total += gone
         while not states and (gone := database.run(conn, protocol.prune_events(older, 1000))):
             events += gone
-    click.echo(f"pruned {total} jobs" + (f" and {events} events" if events else ""))
+        while not states and (gone := database.run(conn, protocol.prune_ticks(older, 1000))):
+            ticks += gone
+    others = [f"{count} {what}" for count, what in ((events, "events"), (ticks, "ticks of schedules")) if count]
+    click.echo(" and ".join([f"pruned {total} jobs", *others]))

@@ -23,6 +23,7 @@ from pgqueue.failpoints import failpoint
 from pgqueue.housekeeper import recovery
 from pgqueue.housekeeper.heartbeat import Heartbeat
 from pgqueue.housekeeper.leases import Leases
+from pgqueue.housekeeper.ticks import tick_due
 from pgqueue.slots import Phase, Slot, Slots
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Housekeeper:
     def _plan(self) -> None:
         duties = (
             self._observe_leases,
+            self._tick,
             self._promote,
             self._wake,
             self._end_cancelled,
@@ -184,6 +186,12 @@ class Housekeeper:
         if moved == PROMOTE_AT_ONCE:
             return 0.0
         return 1.0 if next_due is None else min(1.0, max(0.01, next_due))
+
+    def _tick(self, conn: psycopg.Connection[Any]) -> float:
+        enqueued, next_due = tick_due(conn)
+        if enqueued:
+            self._wake_idle()
+        return 1.0 if next_due is None else min(1.0, next_due)
 
     def _wake(self, conn: psycopg.Connection[Any]) -> float:
         failpoint("wake.before")

@@ -21,6 +21,7 @@ from pgqueue.colour import blocking
 from pgqueue.database import connect, run
 from pgqueue.errors import JobFailed
 from pgqueue.functions import Enqueueable, Function
+from pgqueue.housekeeper.ticks import tick_due
 from pgqueue.retry import Duration, seconds
 from pgqueue.testing.drain import drain
 from pgqueue.testing.enqueued import Enqueued, Wanted, enqueued, listed
@@ -121,9 +122,14 @@ class PgQueueFixture:
         return _counted(await drain(self.app, self.dsn, OnThisLoop, limit), raise_failures)
 
     def travel(self, duration: Duration) -> None:
-        """Move the clock of this database forward: jobs and retries that are due by then are run by the next ``drain``."""
+        """Move the clock of this database forward: jobs and retries that are due by then are run by the next ``drain``.
+
+        Schedules whose time comes meanwhile enqueue their jobs. No schedule does that unless the clock was moved.
+        """
         self._ahead += timedelta(seconds=seconds(duration))
         self._conn.execute(sql.SQL(_CLOCK).format(ahead=sql.Literal(self._ahead)))
+        while tick_due(self._conn)[1] == 0:
+            pass
 
 
 def _counted(jobs: Sequence[Ran], raise_failures: bool) -> Counter[str]:

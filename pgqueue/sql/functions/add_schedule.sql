@@ -17,14 +17,14 @@ BEGIN
         'name', workflow, 'input', input, 'queue', queue, 'priority', priority)));
     IF num_nonnulls(cron, every) <> 1 THEN
         PERFORM pgqueue.refuse('PQ004', 'a schedule has either a cron expression or an interval');
-    ELSIF name !~ '^[A-Za-z0-9_.:-]{1,128}$' OR misfire NOT IN ('skip', 'once', 'all') OR octet_length(cron) > 256
+    ELSIF coalesce(name, '') !~ '^[A-Za-z0-9_.:-]{1,128}$' OR coalesce(misfire, '') NOT IN ('skip', 'once', 'all') OR octet_length(cron) > 256
           OR every NOT BETWEEN interval '1 second' AND interval '366 days' OR grace NOT BETWEEN interval '1 second' AND interval '366 days' THEN
         PERFORM pgqueue.refuse('PQ004', format('schedule %L cannot be as it was said', left(name, 200)),
             'A name has 1 to 128 letters, digits and _ . : -, misfire is skip, once or all, and an interval is from 1 second to 366 days.');
     END IF;
     INSERT INTO pgqueue.schedule AS old (name, workflow, cron, every, timezone, input, queue, priority, misfire, grace, overlap, origin, done_until)
     VALUES (add_schedule.name, add_schedule.workflow, add_schedule.cron, extract(epoch FROM add_schedule.every), add_schedule.timezone,
-            add_schedule.input::text, add_schedule.queue, add_schedule.priority, add_schedule.misfire,
+            coalesce(add_schedule.input::text, '{}'), add_schedule.queue, add_schedule.priority, add_schedule.misfire,
             extract(epoch FROM add_schedule.grace), add_schedule.overlap, 'operator', stamp)
     ON CONFLICT (name) DO UPDATE
        SET workflow = excluded.workflow, cron = excluded.cron, every = excluded.every, timezone = excluded.timezone, input = excluded.input,

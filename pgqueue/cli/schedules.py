@@ -1,0 +1,132 @@
+"""``pgqueue schedules``: what is due when, and what operators do about it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import click
+import psycopg
+
+from pgqueue import database, protocol
+from pgqueue.cli.options import ask, asker, dsn_option, json_option
+from pgqueue.cli.output import show, show_json
+from pgqueue.config import Exit
+from pgqueue.errors import BadValue, UnknownSchedule
+from pgqueue.ids import new_job_id
+from pgqueue.schedules import MOST_TICKS, between, times_of, zone_of
+
+MOST = 100_000  # ticks of one backfill
+_COLUMNS = ("name", "workflow", "times", "timezone", "next", "last", "state", "misfire", "overlap", "origin", "problem")
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@dsn_option
+@click.pass_context
+def schedules(ctx: click.Context, as_json: bool, dsn: str | None) -> None:
+    """List schedules; or pause, resume, trigger or backfill one."""
+    ctx.obj = dsn
+    if ctx.invoked_subcommand is not None:
+        return
+    rows = [dict(zip(protocol.SCHEDULE_COLUMNS, row, strict=True)) for row in ask(dsn, protocol.schedule_rows())]
+    if as_json:
+        show_json([{**row, "input": json.loads(row["input"])} for row in rows])
+        return
+    show(_COLUMNS, [_line(row) for row in rows], False)
+
+
+def _line(row: dict[str, Any]) -> tuple[Any, ...]:
+    times = row["cron"] if row["every"] is None else f"every {row['every']:g}s"
+    state = "not declared" if not row["declared"] else "paused" if row["paused"] else "on"
+    return (
+        row["name"], row["workflow"], times, row["timezone"], row["next_at"], row["last_at"], state, row["misfire"],
+        "yes" if row["overlap"] else "no", row["origin"], row["problem"],
+    )  # fmt: skip
+
+
+@schedules.command()
+@click.argument("name")
+@dsn_option
+@click.pass_obj
+def pause(group_dsn: str | None, name: str, dsn: str | None) -> None:
+    """Let a schedule rest: what comes due meanwhile is left out. No registration of the App changes that."""
+    paused = ask(dsn or group_dsn, protocol.pause_schedule(name, asker("schedules pause")))
+    click.echo("paused" if paused else "it was paused")
+
+
+@schedules.command()
+@click.argument("name")
+@dsn_option
+@click.pass_obj
+def resume(group_dsn: str | None, name: str, dsn: str | None) -> None:
+    """Let a paused schedule go on, with the ticks that come due from now on."""
+    click.echo("resumed" if ask(dsn or group_dsn, protocol.resume_schedule(name)) else "it was not paused")
+
+
+@schedules.command()
+@click.argument("name")
+@dsn_option
+@click.pass_obj
+def trigger(group_dsn: str | None, name: str, dsn: str | None) -> None:
+    """Enqueue the job of a schedule now, beside its plan. Prints the id of the job."""
+    click.echo(ask(dsn or group_dsn, protocol.trigger_schedule(name, new_job_id())))
+
+
+@schedules.command()
+@click.argument("name")
+@click.option("--from", "begin", required=True, metavar="TIME", help="From this moment on: 2026-03-01, 2026-03-01T09:00.")
+@click.option("--to", "end", metavar="TIME", help="Up to this moment. [default: now]")
+@click.option("--dry-run", is_flag=True, help="Change nothing; list the ticks.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dsn_option
+@click.pass_obj
+def backfill(group_dsn: str | None, name: str, begin: str, end: str | None, dry_run: bool, yes: bool, dsn: str | None) -> int:
+    """Enqueue a job for each tick of the past that got none. A TIME without an offset is of the schedule's time zone."""
+    with database.connect(database.dsn_from(dsn or group_dsn), "pgqueue:cli") as conn:
+        ticks = _ticks(conn, name, begin, end)
+        if dry_run:
+            show(("due_at",), [(tick,) for tick in ticks], False)
+            return Exit.OK
+        if ticks and not yes:
+            click.confirm(f"backfill {len(ticks):,} ticks of {name}, from {ticks[0]} to {ticks[-1]}?", abort=True)
+        new = 0
+        for at in range(0, len(ticks), MOST_TICKS):
+            new += database.run(conn, protocol.backfill_schedule(name, ticks[at : at + MOST_TICKS]))
+            if sys.stderr.isatty():
+                click.echo(
+                    f"\r{min(at + MOST_TICKS, len(ticks)):,} of {len(ticks):,}", nl=at + MOST_TICKS >= len(ticks), err=True
+                )
+    click.echo(f"{len(ticks):,} ticks, {new:,} of them new")
+    return Exit.OK
+
+
+def _ticks(conn: psycopg.Connection[Any], name: str, begin: str, end: str | None) -> list[datetime]:
+    rows = [dict(zip(protocol.SCHEDULE_COLUMNS, row, strict=True)) for row in database.run(conn, protocol.schedule_rows())]
+    found = next((row for row in rows if row["name"] == name), None)
+    if found is None:
+        raise UnknownSchedule(f'there is no schedule {name!r}: "pgqueue schedules" lists them')
+    now = database.run(conn, protocol.now())
+    try:
+        times = times_of(found["cron"], found["every"], found["timezone"])
+        first = _moment(begin, found["timezone"])
+        last = now if end is None else _moment(end, found["timezone"])
+    except ValueError as error:
+        raise BadValue(str(error)) from None
+    if last > now:
+        raise BadValue("a backfill is for ticks of the past: --to is in the future")
+    ticks = list(islice(between(times, first, last), MOST + 1))
+    if len(ticks) > MOST:
+        raise BadValue(f"these are more than {MOST:,} ticks: backfill them in smaller parts, with --to")
+    return ticks
+
+
+def _moment(text: str, timezone: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no time: give it as 2026-03-01, 2026-03-01T09:00 or 2026-03-01T09:00:00+01:00") from None
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=zone_of(timezone))).astimezone(UTC)
