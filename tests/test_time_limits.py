@@ -253,3 +253,19 @@ def test_retry_if_decides() -> None:
     assert policy.again(1, ValueError("busy"))
     assert not policy.again(1, ValueError("gone"))
     assert not policy.again(3, ValueError("busy"))
+
+
+def test_a_job_that_is_put_off_comes_back_when_its_time_is_over(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    @app.step(name="step", retry=Retry(5, backoff="2h", jitter=False))
+    def step() -> None:
+        raise ValueError
+
+    @app.workflow(name="flow", timeout="1h")
+    def flow() -> None:
+        step()
+
+    flow.enqueue()
+    drain(app, dsn, due_now=False)
+    left = conn.execute("SELECT extract(epoch FROM run_at - clock_timestamp())::float8 FROM pgqueue.scheduled").fetchone()
+    assert left is not None
+    assert 3500 < left[0] <= 3600

@@ -59,8 +59,9 @@ BEGIN
           FROM held h WHERE h.how = 'release' OR (h.how = 'retry' AND (h.detail ->> 'delay')::float8 <= 0)
     ), later AS (
         INSERT INTO pgqueue.scheduled (job_id, run_at, queue, lane)
-        SELECT h.job_id, stamp + make_interval(secs => (h.detail ->> 'delay')::float8), h.queue, h.lane - h.lane % 2
-          FROM held h WHERE h.how = 'retry' AND (h.detail ->> 'delay')::float8 > 0
+        SELECT h.job_id, least(stamp + make_interval(secs => (h.detail ->> 'delay')::float8), (j.policy ->> 'deadline')::timestamptz),
+               h.queue, h.lane - h.lane % 2
+          FROM held h JOIN pgqueue.job j ON j.id = h.job_id WHERE h.how = 'retry' AND (h.detail ->> 'delay')::float8 > 0
     ), forgotten AS (                                        -- a workflow tried again runs its failed steps again
         DELETE FROM pgqueue.checkpoint c USING held h
          WHERE h.how = 'retry' AND c.job_id = h.job_id
