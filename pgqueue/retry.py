@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from datetime import timedelta
 from typing import Any
 
 from pgqueue.errors import Cancel, TransactionMisused
+
+log = logging.getLogger(__name__)
 
 Duration = timedelta | float | str
 """A length of time: a timedelta, a number of seconds, or a text such as ``"90s"``, ``"10m"``, ``"1h30m"``, ``"7d"``."""
@@ -84,7 +87,15 @@ class Retry:
             self.only and not isinstance(error, tuple(self.only))
         ):
             return False
-        return failed < self.attempts and (self.retry_if is None or self.retry_if(error))
+        return failed < self.attempts and (self.retry_if is None or self._says_yes(self.retry_if, error))
+
+    @staticmethod
+    def _says_yes(retry_if: Callable[[BaseException], bool], error: BaseException) -> bool:
+        try:
+            return bool(retry_if(error))
+        except Exception:  # what has failed is the step: its own error is what people want to read
+            log.exception("retry_if raised an error about %s: the step is not tried again", type(error).__qualname__)
+            return False
 
     def wait(self, failed: int) -> float:
         """Seconds to wait before the next try, after ``failed`` failed ones."""

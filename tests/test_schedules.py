@@ -33,7 +33,7 @@ from pgqueue.database import connect, errors_translated, run
 from pgqueue.errors import BadValue, PgQueueError, UnknownSchedule
 from pgqueue.housekeeper.ticks import tick_due
 from pgqueue.schedules import MOST_TICKS, Every, Times, between, following, latest, plan, times_of
-from tests.apps import striking
+from tests.apps import striking, year
 from tests.support import ROOT, Hand, Server, Workers, database_of, kill, violations, wait_for
 
 Connection = psycopg.Connection[Any]
@@ -1029,3 +1029,47 @@ def test_three_supervisors_one_of_which_is_killed(dsn: str, conn: Connection, wo
     assert len(times) + (active or (0,))[0] == len(due)
     assert set(times) <= set(due)
     check_jobs(conn, "tests.apps.striking.strike")
+
+
+@pytest.mark.slow
+def test_three_supervisors_for_a_year_with_kills_and_a_clock_that_steps(
+    dsn: str, conn: Connection, clock: Clock, workers: Workers
+) -> None:
+    """Over all changes of the clocks. Each host's housekeepers die at another failpoint of the tick, again and again, and the
+    supervisors in turn. Each tick has one job, and each job its one effect."""
+    dice = random.Random(os.environ.get("SEED", "2026"))
+    conn.execute(year.TABLES)  # type: ignore[call-overload]
+    run(conn, year.app.registration())
+
+    def start(place: str) -> Any:
+        environment = {"PGQUEUE_FAILPOINTS": f"{place}=kill9@{dice.randint(2, 5)}"} if place else {}
+        return workers.start("tests.apps.year:app", "-w", "1", "--lease", "1s", env=environment)
+
+    hosts = {place: start(place) for place in FAILPOINTS}
+    killed = 0
+    while clock.now < BEGIN + 365 * DAY:
+        clock.forward(-dice.uniform(0, 6) * HOUR if dice.random() < 0.2 else dice.uniform(1, 24) * DAY)
+        time.sleep(dice.uniform(0.2, 0.6))
+        place = FAILPOINTS[killed % 3]
+        if dice.random() < 0.2 or hosts[place].process.poll() is not None:
+            hosts[place].kill()
+            hosts[place] = start(place)
+            killed += 1
+    reached = clock.now
+    last = start("")
+    wait_for(
+        lambda: not conn.execute("SELECT FROM pgqueue.schedules WHERE next_at <= pgqueue.clock()").fetchall(), what="all ticks"
+    )
+    wait_for(
+        lambda: not conn.execute("SELECT FROM pgqueue.job_values WHERE status = 'active' LIMIT 1").fetchall(), what="all jobs"
+    )
+    last.signal(signal.SIGTERM)
+    assert last.wait() == 0, last.log()
+    assert killed >= 3
+    for name, (cron, zone) in year.SCHEDULES.items():
+        expected = library(cron, zone, BEGIN, reached)
+        assert ticks(conn, name) == expected, name
+        assert [
+            row[0] for row in conn.execute("SELECT due_at FROM struck WHERE schedule = %s ORDER BY 1", (name,))
+        ] == expected, name
+        check_jobs(conn, name)

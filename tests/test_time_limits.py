@@ -269,3 +269,24 @@ def test_a_job_that_is_put_off_comes_back_when_its_time_is_over(app: App, dsn: s
     left = conn.execute("SELECT extract(epoch FROM run_at - clock_timestamp())::float8 FROM pgqueue.scheduled").fetchone()
     assert left is not None
     assert 3500 < left[0] <= 3600
+
+
+def test_a_retry_if_that_raises_says_no(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    """The error of the step stays what it is, and is its checkpoint."""
+
+    @app.step(name="step", retry=Retry(3, retry_if=lambda error: error.status >= 500))  # type: ignore[attr-defined]
+    def step() -> None:
+        raise ConnectionError("no route")
+
+    @app.workflow(name="flow")
+    def flow() -> str:
+        try:
+            step()
+        except StepFailed as error:
+            sleep("1h")
+            return error.type
+        return ""
+
+    job = flow.enqueue()
+    drain(app, dsn)
+    assert job.result(timeout=5) == "ConnectionError"

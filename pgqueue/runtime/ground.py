@@ -50,16 +50,16 @@ class Ground:
 
 
 class AsyncGround(Ground):
-    """For jobs whose function is an ``async def``. Made on the event loop. Their ``def`` steps run in threads."""
+    """For jobs whose function is an ``async def``. Made on the event loop, or told it. Their ``def`` steps run in threads."""
 
     is_async = True
 
-    def __init__(self, dsn: str, worker: str, concurrency: int) -> None:
+    def __init__(self, dsn: str, worker: str, concurrency: int, loop: asyncio.AbstractEventLoop | None = None) -> None:
         numbers = itertools.count(1_000_000)  # names of sessions: other ones than those of the worker's threads
         self.sessions = Sessions(AsyncSession, dsn, worker, numbers)
         self.blocking_sessions = Sessions(BlockingSession, dsn, worker, numbers)
         self.reports = Reports(self.blocking_sessions)
-        self._loop = asyncio.get_event_loop()
+        self._loop = loop or asyncio.get_event_loop()
         self._loop_thread = threading.get_ident()
         this = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _in_the_child(this()))

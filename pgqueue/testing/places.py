@@ -40,8 +40,8 @@ class InThisThread:
         self._app = app
         self._max_bytes = worker.max_bytes
         self._ground = Ground(dsn, worker.id)
-        self._async_ground = AsyncGround(dsn, worker.id, THREADS)
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # a factory: the thread's own loop stays as it is
+        self._async_ground = AsyncGround(dsn, worker.id, THREADS, self._runner.get_loop())
 
     async def run(self, job: ClaimedJob) -> Settlement | None:
         if self._app.functions[job.name].is_async:
