@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from chaos.databases import copy_of
-from chaos.oracles import claim_history, conservation, effects, invariant, ledger, plain_steps
+from chaos.oracles import claim_history, conservation, effects, invariant, ledger, plain_steps, ticks
 from chaos.oracles.conservation import Journal
 from chaos.workloads import bank
 from pgqueue.database import connect
@@ -87,6 +87,42 @@ FALSE_EFFECTS = {
 def test_effects_can_fail(done: Connection, how: str) -> None:
     done.execute(FALSE_EFFECTS[how])  # type: ignore[call-overload]
     assert effects.check(done)
+
+
+TICK = "'2026-01-01 00:00:02+00'"
+FALSE_TICKS = {
+    "lost": [f"DELETE FROM pgqueue.tick WHERE due_at = {TICK}"],
+    "without its job": ["DELETE FROM pgqueue.job WHERE policy -> 'meta' ->> 'due_at' LIKE '%00:00:02%'"],
+    "a job without a tick": [
+        "DELETE FROM pgqueue.tick WHERE due_at = (SELECT max(due_at) FROM pgqueue.tick)",
+    ],
+    "twice": [
+        "INSERT INTO pgqueue.job SELECT (j).* FROM (SELECT jsonb_populate_record(j, jsonb_build_object('id', gen_random_uuid())) AS j "
+        "FROM pgqueue.job j WHERE policy -> 'meta' ->> 'due_at' LIKE '%00:00:02%') again"
+    ],
+    "with the job of another": [
+        f"UPDATE pgqueue.tick SET job_id = (SELECT job_id FROM pgqueue.tick ORDER BY due_at LIMIT 1) WHERE due_at = {TICK}"
+    ],
+}
+
+
+@pytest.fixture
+def ticked(done: Connection) -> Connection:
+    """A schedule of which three ticks have come."""
+    done.execute("""
+        INSERT INTO pgqueue.schedule (name, workflow, every, misfire, origin, done_until)
+        VALUES ('s', 'chaos.workloads.bank.strike', 1, 'all', 'operator', '2026-01-01 00:00+00')""")
+    three = "ARRAY(SELECT timestamptz '2026-01-01 00:00+00' + n * interval '1 s' FROM generate_series(1, 3) n)"
+    done.execute(f"SELECT pgqueue.tick('s', 1, {three}, '2026-01-01 00:00:03+00', NULL, NULL, NULL)")
+    assert ticks.check(done) == []
+    return done
+
+
+@pytest.mark.parametrize("how", FALSE_TICKS)
+def test_ticks_can_fail(ticked: Connection, how: str) -> None:
+    for statement in FALSE_TICKS[how]:
+        ticked.execute(statement)  # type: ignore[call-overload]
+    assert ticks.check(ticked)
 
 
 def test_plain_steps_can_fail(done: Connection, outside: Path) -> None:

@@ -443,6 +443,46 @@ def test_draining(project: Project) -> None:
     )
 
 
+def test_schedules_rest_until_the_test_travels(project: Project) -> None:
+    project.test(
+        """
+        import pytest
+        from pgqueue import App, current
+
+        app = App()
+        seen = []
+
+
+        @app.schedule("0 9 * * *", misfire="all")
+        @app.schedule(every="1s", name="often", input={"what": "often"})
+        @app.workflow(name="report")
+        def report(what: str = "daily") -> None:
+            seen.append((what, current().meta["due_at"][11:]))
+
+
+        @pytest.fixture(scope="session")
+        def pgqueue_app():
+            return app
+
+
+        def test_two_days(pgqueue):
+            import time
+
+            time.sleep(1.1)
+            assert pgqueue.drain() == {}
+            pgqueue.travel("2d")
+            pgqueue.assert_enqueued(report)
+            assert pgqueue.drain() == {"succeeded": 3}
+            assert sorted(what for what, _ in seen) == ["daily", "daily", "often"]
+            assert {at for what, at in seen if what == "daily"} == {"09:00:00+00:00"}
+            pgqueue.travel("3s")
+            assert pgqueue.drain()["succeeded"] in (3, 4)  # real time goes by as well
+            pgqueue.assert_nothing_enqueued()
+        """,
+        passed=1,
+    )
+
+
 def test_time_travel(project: Project) -> None:
     result = project.test(
         """

@@ -26,6 +26,16 @@ def with_options(to: str, *, copy: bool = False) -> str:
     return f"{to} {copy} {current().step_key}"
 
 
+@app.schedule("0 9 * * mon-fri", timezone="Europe/London", overlap=False)
+@app.schedule(every="1h", name="hourly", misfire="skip", grace=30)
+@app.workflow
+def report(region: str = "all") -> int:
+    return len(region)
+
+
+assert_type(report(region="north"), int)
+
+
 @app.step
 async def tick(n: int) -> int:
     return n

@@ -1,5 +1,5 @@
 -- Jobs that wait for their turn at these keys ("queue/key") are ready, as many as have room there, in their order. Returns the keys
--- of which one was moved.
+-- of which one was moved. It waits for others that move jobs of the same keys: to skip them would let the next one overtake.
 CREATE OR REPLACE FUNCTION pgqueue.next_turns(turns text[]) RETURNS SETOF text
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -9,7 +9,7 @@ BEGIN
     RETURN QUERY
     WITH picked AS MATERIALIZED (
         SELECT w.tid
-          FROM (SELECT DISTINCT t, split_part(t, '/', 1) AS queue, substr(t, strpos(t, '/') + 1) AS key FROM unnest(turns) t) g
+          FROM (SELECT DISTINCT t, split_part(t, '/', 1) AS queue, substr(t, strpos(t, '/') + 1) AS key FROM unnest(turns) t ORDER BY t) g
           LEFT JOIN pgqueue.queue q ON q.name = g.queue
          CROSS JOIN LATERAL (
             SELECT CASE WHEN q.per_key IS NOT NULL
@@ -17,7 +17,7 @@ BEGIN
                         WHEN q.key_rate IS NOT NULL THEN 1 ELSE 1000 END AS free) room
          CROSS JOIN LATERAL (
             SELECT w.ctid AS tid FROM pgqueue.waiting w
-             WHERE w.kind = 'key' AND w.key = g.t ORDER BY w.pos LIMIT greatest(room.free, 0) FOR UPDATE SKIP LOCKED) w
+             WHERE w.kind = 'key' AND w.key = g.t ORDER BY w.pos LIMIT greatest(room.free, 0) FOR UPDATE) w
     ), gone AS (
         DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING w.*
     ), back AS (
