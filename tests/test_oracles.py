@@ -97,7 +97,7 @@ FALSE_TICKS = {
         "DELETE FROM pgqueue.tick WHERE due_at = (SELECT max(due_at) FROM pgqueue.tick)",
     ],
     "twice": [
-        "INSERT INTO pgqueue.job SELECT (j).* FROM (SELECT jsonb_populate_record(j, jsonb_build_object('id', gen_random_uuid())) AS j "
+        "INSERT INTO pgqueue.job SELECT (j).* FROM (SELECT jsonb_populate_record(j, jsonb_build_object('id', gen_random_uuid())) AS j "  # noqa: E501
         "FROM pgqueue.job j WHERE policy -> 'meta' ->> 'due_at' LIKE '%00:00:02%') again"
     ],
     "with the job of another": [
