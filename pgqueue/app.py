@@ -16,6 +16,7 @@ import psycopg
 
 from pgqueue import protocol
 from pgqueue.client import AsyncClient, AsyncJob, Client, Job, encoded
+from pgqueue.config import read_settings
 from pgqueue.context import Current, joined_run
 from pgqueue.functions import (
     AsyncStep,
@@ -72,6 +73,7 @@ class App:
     ``dsn``: where the application's database is; without it ``PGQUEUE_DSN`` is used at the first connection.
     ``queues``: those that exist besides ``default``. ``include``: modules to import at start, because they register functions.
     ``name``: whose schedules are whose, where several Apps share a database; the module that builds the App unless given.
+    ``settings``: of ``pgqueue work``, for whoever gives no others: ``App(settings={"threads": 4, "drain_timeout": "2m"})``.
 
     >>> app = App(queues=[Queue("mail")])
     >>> @app.step(name="send_mail", queue="mail")
@@ -82,8 +84,17 @@ class App:
     """
 
     def __init__(
-        self, dsn: str | None = None, *, queues: Iterable[Queue] = (), include: Sequence[str] = (), name: str | None = None
+        self,
+        dsn: str | None = None,
+        *,
+        queues: Iterable[Queue] = (),
+        include: Sequence[str] = (),
+        name: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self.settings = read_settings(dict(settings or {}))
+        if "dsn" in self.settings:
+            raise ValueError("settings has no place for the DSN: App(dsn)")
         self.name = name or str(sys._getframe(1).f_globals.get("__name__", "__main__"))
         self.client = Client(dsn)
         self.async_client = AsyncClient(dsn)

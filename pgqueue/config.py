@@ -1,9 +1,21 @@
-"""Settings of a supervisor and its processes."""
+"""What can be set of ``pgqueue work``, and the exit codes.
+
+Each setting is declared once, as a field of WorkSettings. From there come the option of the command line, the environment
+variable, the key of a file and of ``App(settings=...)``, and the table in docs/operations.md. What was given where is found out
+by settings.py.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from typing import Any, TypeVar
+
+from pgqueue.retry import seconds
+
+T = TypeVar("T")
 
 
 class Exit(IntEnum):
@@ -18,17 +30,180 @@ class Exit(IntEnum):
     CONFIG = 78
 
 
+# ------------------------------------------------------------------------------------------------ kinds of values
+
+
+class Kind:
+    """How a value is read, from a text or from what TOML and Python have, and shown. This one takes any text."""
+
+    name = "text"
+
+    def read(self, given: Any) -> Any:
+        """The value. ValueError says what is wrong with it."""
+        if not isinstance(given, str) or not given.strip():
+            raise ValueError(f"{given!r} is no text")
+        return given
+
+    def text(self, value: Any) -> str:
+        """As one would give it on a command line."""
+        return "" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Whole(Kind):
+    """A whole number."""
+
+    low: int
+    high: int
+    name = "number"
+
+    def read(self, given: Any) -> int:
+        if isinstance(given, bool) or not re.fullmatch(r"\d{1,12}", str(given)) or not self.low <= int(given) <= self.high:
+            raise ValueError(f"{given!r} is no whole number from {self.low} to {self.high}")
+        return int(given)
+
+
+@dataclass(frozen=True)
+class Duration(Kind):
+    """A length of time, in seconds."""
+
+    low: float = 0.0
+    name = "duration"
+
+    def read(self, given: Any) -> float:
+        try:
+            value = seconds(float(given) if re.fullmatch(r"-?\d+(\.\d+)?", str(given)) else given)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        if value < self.low:
+            raise ValueError(f"{given!r} is too short: use at least {self.text(self.low)}")
+        return value
+
+    def text(self, value: Any) -> str:
+        return "" if value is None else f"{value:g}s"
+
+
+class Names(Kind):
+    """Several names: a list, or a text with commas."""
+
+    name = "names"
+
+    def read(self, given: Any) -> tuple[str, ...]:
+        parts = given.split(",") if isinstance(given, str) else given
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"{given!r} is no list of names")
+        return tuple(filter(None, (part.strip() for part in parts)))
+
+    def text(self, value: Any) -> str:
+        return ",".join(value)
+
+
+class Flag(Kind):
+    """Yes or no."""
+
+    name = "flag"
+
+    def read(self, given: Any) -> bool:
+        words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+        if str(given).lower() not in words:
+            raise ValueError(f"{given!r} is neither true nor false")
+        return words[str(given).lower()]
+
+    def text(self, value: Any) -> str:
+        return str(value).lower()
+
+
+@dataclass(frozen=True)
+class Choice(Kind):
+    """One of a few words."""
+
+    words: tuple[str, ...]
+    name = "choice"
+
+    def read(self, given: Any) -> str:
+        if given not in self.words:
+            raise ValueError(f"{given!r} is none of {', '.join(self.words)}")
+        return str(given)
+
+
+# ------------------------------------------------------------------------------------------------------ settings
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that can be set."""
+
+    name: str  # the key in files and in App(settings=...)
+    kind: Kind
+    default: Any
+    says: str
+    short: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "PGQUEUE_" + self.name.upper()
+
+
+def setting(default: T, kind: Kind, says: str, *short: str) -> T:
+    """A field of WorkSettings that can be set from outside. ``says``: for --help and the docs. ``short``: more options."""
+    declared: T = field(default=default, metadata={"setting": (kind, default, says, short)})
+    return declared
+
+
 @dataclass(frozen=True)
 class WorkSettings:
-    """What ``pgqueue work`` was told."""
+    """What holds for a supervisor and its processes."""
 
     target: str  # module:app
-    dsn: str | None = None  # beats what the App says
-    workers: int = 2
-    threads: int = 1  # of each worker, for def functions
-    concurrency: int = 100  # async def jobs of each worker at once
-    queues: tuple[str, ...] = ()  # none: all queues of the App
-    drain_timeout: float = 25.0
+    dsn: str | None = field(default=None, repr=False, metadata={"setting": (Kind(), None, "The database.", ())})
+    workers: int = setting(2, Whole(1, 512), "Worker processes.", "-w")
+    threads: int = setting(1, Whole(1, 64), "def jobs of each worker at once.")
+    concurrency: int = setting(100, Whole(1, 500), "async def jobs of each worker at once.")
+    queues: tuple[str, ...] = setting((), Names(), "Serve only these queues, separated by commas.", "-q")
+    drain_timeout: float = setting(25.0, Duration(), "How long a stop waits for running jobs.")
+    lease: float = setting(15.0, Duration(1.0), "After how long without a beat a worker is dead; the beat is a third of it.")
+    verbose: bool = setting(False, Flag(), "Log more.", "-v")
     burst: bool = False
-    beat: float = 5.0
-    lease: float = 15.0
+    typed: dict[str, Any] = field(default_factory=dict, repr=False)  # what of it was given on the command line
+
+    @property
+    def beat(self) -> float:
+        return self.lease / 3
+
+
+SETTINGS: dict[str, Setting] = {
+    f.name: Setting(f.name, *f.metadata["setting"]) for f in fields(WorkSettings) if "setting" in f.metadata
+}
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """A hint for somebody who has mistyped a name: the most similar one, or all of them."""
+    from difflib import get_close_matches
+
+    known = list(known)
+    similar = get_close_matches(wrong, known, n=1)
+    return f"did you mean {similar[0]!r}?" if similar else f"there are {', '.join(sorted(known))}"
+
+
+def read_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Values by the names of settings, checked. ValueError for an unknown name or a wrong value.
+
+    >>> read_settings({"lease": "1m"})
+    {'lease': 60.0}
+    >>> read_settings({"worker": 4})
+    Traceback (most recent call last):
+    ValueError: there is no setting 'worker': did you mean 'workers'?
+    """
+    read = {}
+    for name, value in given.items():
+        if name not in SETTINGS:
+            raise ValueError(f"there is no setting {name!r}: {nearest(name, SETTINGS)}")
+        try:
+            read[name] = SETTINGS[name].kind.read(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return read

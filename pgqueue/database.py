@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 4
 """The schema that this version of pgqueue needs: the highest number in sql/tables."""
 
+#: Of libpq: any of them says that the database is named by such variables.
+LIBPQ = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGDATABASE")
+
 #: A peer that is gone is noticed in about 25 s, also while a statement runs.
 _NETWORK = {
     "keepalives_idle": "5",
@@ -45,11 +48,11 @@ _INFRASTRUCTURE = ("08", "57P", "53100", "53300", "25006", "25P03")
 
 
 def dsn_from(explicit: str | None) -> str:
-    """The DSN to use: the given one, or PGQUEUE_DSN. NotConfigured where there is neither."""
+    """The DSN to use: the given one, or PGQUEUE_DSN, or an empty one where libpq's own variables say where; or NotConfigured."""
     dsn = explicit or os.environ.get("PGQUEUE_DSN")
-    if not dsn:
+    if not dsn and not any(os.environ.get(variable) for variable in LIBPQ):
         raise NotConfigured("no database was named: set PGQUEUE_DSN, or give it in code: App('postgresql://user@host/database')")
-    return dsn
+    return dsn or ""
 
 
 def masked(dsn: str) -> str:
@@ -62,7 +65,8 @@ def masked(dsn: str) -> str:
         parts = conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
         return "(a DSN that cannot be parsed)"
-    return " ".join(f"{key}={'***' if 'password' in key else value}" for key, value in parts.items())
+    shown = " ".join(f"{key}={'***' if 'password' in key else value}" for key, value in parts.items())
+    return shown or "(where libpq's variables say, such as PGHOST)"
 
 
 def connect(dsn: str, name: str) -> psycopg.Connection[Any]:

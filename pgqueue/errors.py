@@ -10,7 +10,7 @@ class PgQueueError(Exception):
 
 
 class NotConfigured(PgQueueError):
-    """No database was named: neither ``App(dsn)`` nor ``PGQUEUE_DSN``."""
+    """No database was named: neither ``App(dsn)`` nor ``PGQUEUE_DSN`` nor variables of libpq."""
 
 
 class DatabaseUnreachable(PgQueueError):

@@ -12,13 +12,15 @@ from pgqueue import database, migrate, protocol
 from pgqueue._version import __version__
 from pgqueue.cli import jobs, local, queues, repair
 from pgqueue.cli.bench import bench_command
-from pgqueue.cli.options import DURATION, dsn_option, json_option, only_from_the_command_line
+from pgqueue.cli.config import config_command
+from pgqueue.cli.options import dsn_for, dsn_option, json_option, setting_options, typed
 from pgqueue.cli.output import log_to_stderr, one_line_errors, show, show_json, until_nobody_reads
 from pgqueue.cli.schedules import schedules
 from pgqueue.cli.show import show_command
-from pgqueue.config import Exit, WorkSettings
-from pgqueue.errors import BadValue, SchemaMissing
+from pgqueue.config import Exit
+from pgqueue.errors import SchemaMissing
 from pgqueue.loading import load_app
+from pgqueue.settings import work_settings
 
 
 class Commands(click.Group):
@@ -68,9 +70,7 @@ def migrate_command(target: str | None, check: bool, sql: bool, dsn: str | None)
         click.echo("COMMIT;")
         return
     app = load_app(target) if target else None
-    with database.connect(
-        database.dsn_from((only_from_the_command_line(dsn) or app.dsn) if app else dsn), "pgqueue:migrate"
-    ) as conn:
+    with database.connect(dsn_for(app, dsn), "pgqueue:migrate") as conn:
         if check:
             pending = migrate.pending(conn)
             if pending:
@@ -86,41 +86,21 @@ def migrate_command(target: str | None, check: bool, sql: bool, dsn: str | None)
 
 @cli.command()
 @click.argument("target", metavar="MODULE:APP")
-@click.option("-w", "--workers", default=2, show_default=True, type=click.IntRange(1, 512), help="Worker processes.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64), help="def jobs of each worker at once.")
-@click.option("--concurrency", default=100, show_default=True, type=click.IntRange(1, 500), help="async def jobs, likewise.")
-@click.option("-q", "--queues", default="", help="Serve only these queues, separated by commas.")
+@setting_options
 @click.option("--burst", is_flag=True, help="Leave when nothing is ready, running or due.")
-@click.option("--drain-timeout", default="25s", show_default=True, type=DURATION, help="How long a stop waits for running jobs.")
-@click.option("--lease", default="15s", show_default=True, type=DURATION, help="After how long without a beat a worker is dead.")
-@click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("--dsn-first", is_flag=True, hidden=True)  # of pgqueue dev: PGQUEUE_DSN beats what the App says
 @dsn_option
-def work(
-    target: str, workers: int, threads: int, concurrency: int, queues: str, burst: bool, drain_timeout: float, lease: float,
-    verbose: bool, dsn_first: bool, dsn: str | None,
-) -> int:  # fmt: skip
+def work(target: str, burst: bool, dsn_first: bool, **given: Any) -> int:
     """Run workers until told to stop (SIGTERM or Ctrl-C: drain; SIGQUIT: stop at once, giving jobs back)."""
     from pgqueue.supervisor.fork import die_with_parent
     from pgqueue.supervisor.supervisor import Supervisor
 
-    if lease < 1:
-        raise BadValue(f"a lease of {lease:g} s is too short to tell a dead worker from a slow one: use at least 1s")
-    log_to_stderr(10 if verbose else 20)
+    said = typed(given)
     if dsn_first:
-        die_with_parent(signal.SIGTERM)  # of pgqueue dev: its workers must not stay behind
-    settings = WorkSettings(
-        target=target,
-        dsn=dsn if dsn_first else only_from_the_command_line(dsn),  # otherwise what the App says beats the environment
-        workers=workers,
-        threads=threads,
-        concurrency=concurrency,
-        queues=tuple(filter(None, (part.strip() for part in queues.split(",")))),
-        drain_timeout=drain_timeout,
-        burst=burst,
-        lease=lease,
-        beat=lease / 3,
-    )
+        die_with_parent(signal.SIGTERM)  # its workers must not stay behind
+        said["dsn"] = given["dsn"]
+    settings = work_settings(target, said, burst)
+    log_to_stderr(10 if settings.verbose else 20)
     return Supervisor(settings).run()
 
 
@@ -147,6 +127,6 @@ def status(as_json: bool, dsn: str | None) -> None:
 
 for command in (
     jobs.enqueue, jobs.event, jobs.send, jobs.jobs, show_command, repair.cancel, repair.requeue, repair.rerun, repair.prune,
-    queues.queues, queues.limit, queues.pause, queues.resume, schedules, bench_command, local.demo, local.dev,
+    queues.queues, queues.limit, queues.pause, queues.resume, schedules, config_command, bench_command, local.demo, local.dev,
 ):  # fmt: skip
     cli.add_command(command)

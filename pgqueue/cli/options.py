@@ -4,45 +4,69 @@ from __future__ import annotations
 
 import getpass
 import os
-import re
 import socket
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from pgqueue import database, protocol
-from pgqueue.retry import seconds
+from pgqueue.app import App
+from pgqueue.config import SETTINGS, Duration, Flag, Kind
+from pgqueue.settings import dsn_of_file
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 dsn_option = click.option(
     "--dsn",
     envvar="PGQUEUE_DSN",
+    default=dsn_of_file,
     help="The database. Better in the environment variable PGQUEUE_DSN: other users of the machine see command lines.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 
 
-class DurationType(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest click
-    """Durations such as 90s, 10m, 7d."""
+class Read(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest click
+    """A value of some kind of setting, or argument."""
 
-    name = "duration"
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+        self.name = kind.name
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return seconds(float(value) if re.fullmatch(r"-?\d+(\.\d+)?", str(value)) else value)
+            return self._kind.read(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
-DURATION = DurationType()
+DURATION = Read(Duration())
 
 
-def only_from_the_command_line(dsn: str | None) -> str | None:
-    """The option --dsn where it was really typed: what an App says beats the environment, but not that."""
-    source = click.get_current_context().get_parameter_source("dsn")
-    return dsn if source is ParameterSource.COMMANDLINE else None
+def setting_options(command: F) -> F:
+    """An option for each setting of ``pgqueue work``."""
+    for setting in reversed(SETTINGS.values()):
+        if setting.name != "dsn":
+            flag = isinstance(setting.kind, Flag)
+            default = setting.kind.text(setting.default)
+            command = click.option(
+                setting.option, *setting.short, help=setting.says, is_flag=flag, default=False if flag else default,
+                show_default=bool(default) and not flag, type=None if flag else Read(setting.kind),
+            )(command)  # fmt: skip
+    return command
+
+
+def typed(given: dict[str, Any]) -> dict[str, Any]:
+    """What of these parameters was really typed: everything else is found out by settings.py."""
+    source = click.get_current_context().get_parameter_source
+    return {name: value for name, value in given.items() if source(name) is ParameterSource.COMMANDLINE}
+
+
+def dsn_for(app: App | None, dsn: str | None) -> str:
+    """Where a command works that may have been given an App: its DSN beats the environment, but not what was typed."""
+    return database.dsn_from(typed({"dsn": dsn}).get("dsn") or (app and app.client.pool.given_dsn) or dsn)
 
 
 def asker(command: str) -> str:

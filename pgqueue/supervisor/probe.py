@@ -13,6 +13,7 @@ from pgqueue import database
 from pgqueue.config import Exit, WorkSettings
 from pgqueue.errors import Configuration, DatabaseUnreachable, NotConfigured, SchemaMissing
 from pgqueue.loading import load_app
+from pgqueue.settings import work_settings
 from pgqueue.worker.process import served_queues
 
 log = logging.getLogger(__name__)
@@ -24,12 +25,14 @@ class Facts:
 
     dsn: str
     queues: list[str]
+    settings: WorkSettings  # with what the App says, and what the file says now
 
 
 def probe(settings: WorkSettings, answer: int) -> int:
     """Write the Facts to the descriptor ``answer``. The exit code: 0, or why not."""
     try:
         app = load_app(settings.target)
+        settings = work_settings(settings.target, settings.typed, settings.burst, app)
         queues = served_queues(app, settings.queues)
         if not app.functions:
             log.warning("%s has no workflows, steps or transactions: is its module complete?", settings.target)
@@ -43,7 +46,7 @@ def probe(settings: WorkSettings, answer: int) -> int:
     except DatabaseUnreachable as error:
         log.error("%s", error)
         return Exit.UNREACHABLE
-    os.write(answer, msgspec.json.encode({"dsn": dsn, "queues": queues}))
+    os.write(answer, msgspec.json.encode(Facts(dsn, queues, settings)))
     return Exit.OK
 
 

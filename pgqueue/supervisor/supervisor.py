@@ -54,7 +54,7 @@ class Supervisor:
         facts = self._probe()
         if not isinstance(facts, Facts):
             return facts
-        self._facts = facts
+        self._facts, self.settings = facts, facts.settings
         self._life, self._life_held = os.pipe()
         self._slots = Slots(2 * self.settings.workers + SPARE_SLOTS)
         self._wakes = [pipe() for _ in self._slots]
