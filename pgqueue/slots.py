@@ -23,6 +23,7 @@ _WORDS = RESULT_BYTES // 8
 _LIMITS = _RESULTS + HELD * _WORDS  # for each of the claims: when its time is over (nanoseconds; 0: never), and which step of it
 _LIMITED = _LIMITS + HELD
 _STRIDE = _LIMITED + HELD
+_HEAD = 16  # before the first slot: what supervisor and housekeeper say of themselves
 
 # The state of a held claim, in one word, so that it is never half written: waiting since (nanoseconds), running since, ended,
 # or ended with a result that is kept here.
@@ -49,8 +50,39 @@ class Order(IntEnum):
 
 # Field numbers within a slot, with who writes them.
 _ID_HIGH, _ID_LOW, _PID, _ORDER = 0, 1, 2, 3  # supervisor
-_PHASE, _TICK, _INFLIGHT, _LAST, _DONE, _REGISTERED = 4, 5, 6, 7, 8, 9  # worker
+_PHASE, _INFLIGHT, _LAST, _DONE, _REGISTERED = 4, 6, 7, 8, 9  # worker
 _REVOKED = 10  # housekeeper
+_TICKS = 11  # worker; two fields
+
+# Field numbers of the head. All the supervisor's but _OF_HOUSEKEEPER.
+_OF_SUPERVISOR, _OF_HOUSEKEEPER, _STOPPING = 0, 2, 4  # the first two have two fields each
+
+
+class Ticks:
+    """The sign of life of one loop: when it last went round, and whether it waits for the database since then."""
+
+    def __init__(self, cells: memoryview) -> None:
+        self._cells = cells
+
+    def tick(self) -> None:
+        """The loop goes round."""
+        self._cells[1] = 0
+        self._cells[0] = time.monotonic_ns()
+
+    def ask(self) -> None:
+        """From now until the next tick the loop may wait for the database, and who knows how long that takes."""
+        self._cells[1] = 1
+
+    @property
+    def asking(self) -> bool:
+        """Does it wait for the database?"""
+        return bool(self._cells[1])
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last tick. Infinite before the first."""
+        at = self._cells[0]
+        return (time.monotonic_ns() - at) / 1e9 if at else float("inf")
 
 
 class Slot:
@@ -60,6 +92,7 @@ class Slot:
         self._cells = cells
         self._bytes = cells.cast("B")
         self.index = index
+        self.ticks = Ticks(cells[_TICKS : _TICKS + 2])
 
     def assign(self, worker: str) -> None:
         """The supervisor gives the slot to a new incarnation: everything of the last one is gone."""
@@ -229,9 +262,12 @@ class Slots:
     """The whole mapping. Made by the supervisor before it forks; children inherit it."""
 
     def __init__(self, count: int) -> None:
-        self._map = mmap.mmap(-1, count * _STRIDE * 8)
-        self._cells = memoryview(self._map).cast("Q")
-        self._slots = [Slot(self._cells[i * _STRIDE : (i + 1) * _STRIDE], i) for i in range(count)]
+        self._map = mmap.mmap(-1, (_HEAD + count * _STRIDE) * 8)
+        cells = memoryview(self._map).cast("Q")
+        self._slots = [Slot(cells[_HEAD + i * _STRIDE : _HEAD + (i + 1) * _STRIDE], i) for i in range(count)]
+        self._head = cells[:_HEAD]
+        self.supervisor = Ticks(self._head[_OF_SUPERVISOR : _OF_SUPERVISOR + 2])
+        self.housekeeper = Ticks(self._head[_OF_HOUSEKEEPER : _OF_HOUSEKEEPER + 2])
 
     def __getitem__(self, index: int) -> Slot:
         return self._slots[index]
@@ -241,6 +277,14 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    @property
+    def stopping(self) -> bool:
+        """Does this host take no more jobs, because it drains?"""
+        return bool(self._head[_STOPPING])
+
+    def set_stopping(self) -> None:
+        self._head[_STOPPING] = 1
 
     def used(self) -> list[Slot]:
         """Slots that have a worker."""

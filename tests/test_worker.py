@@ -212,6 +212,23 @@ def test_slots_are_shared_with_children_and_survive_them() -> None:
     assert slots.used() == []
 
 
+def test_ticks_tell_how_old_they_are_and_whether_the_database_is_asked() -> None:
+    slots = Slots(1)
+    assert slots.supervisor.age == float("inf")
+    pid = os.fork()
+    if pid == 0:
+        slots.supervisor.tick()
+        slots[0].ticks.tick()
+        slots.housekeeper.ask()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert 0 <= slots.supervisor.age < 60
+    assert 0 <= slots[0].ticks.age < 60
+    assert (slots.supervisor.asking, slots.housekeeper.asking, slots.housekeeper.age) == (False, True, float("inf"))
+    slots[0].assign("01920000-0000-7000-8000-0000000000aa")
+    assert slots[0].ticks.age == float("inf"), "another incarnation"
+
+
 def test_a_promised_job_counts_and_may_come_too_late(clock: list[float]) -> None:
     worker = Worker()
     worker.receive(job(1), job(2), job(3))

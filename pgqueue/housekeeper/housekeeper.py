@@ -64,6 +64,7 @@ class Housekeeper:
         Heartbeat(self._dsn, self._name, self._settings.beat, self._workers, self._report_fenced).start()
         tries = 0
         while True:
+            self._slots.housekeeper.ask()
             try:
                 with database.connect(self._dsn, self._name) as conn:
                     tries = 0
@@ -112,6 +113,7 @@ class Housekeeper:
 
     def _wait(self, conn: psycopg.Connection[Any]) -> bool:
         """Until something is due, or somebody calls. True: the supervisor is gone."""
+        self._slots.housekeeper.tick()
         patience = max(0.0, min(self._due.values()) - time.monotonic())
         if not self._listening:
             patience = min(patience, 0.1)  # workers may go idle any moment, and shared memory does not call
@@ -129,10 +131,12 @@ class Housekeeper:
                 self._due[self._wake] = self._due[self._end_cancelled] = 0.0
         if not self._listening and self._idle():
             self._due[self._look_for_work] = 0.0
+        self._slots.housekeeper.ask()
         return False
 
     def _pause(self, seconds: float) -> bool:
         """While there is no database. True: the supervisor is gone."""
+        self._slots.housekeeper.tick()
         readable, _, _ = select.select([self._supervisor.fileno(), self._life], [], [], seconds)
         if self._supervisor.fileno() in readable:
             self._hear()

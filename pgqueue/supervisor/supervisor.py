@@ -62,6 +62,7 @@ class Supervisor:
         self._start_housekeeper()
         log.info("%s: %d workers for %s", self.settings.target, self.settings.workers, ", ".join(facts.queues))
         while not self._finished():
+            self._slots.supervisor.tick()
             self._start_due()
             self._sleep()
             self._obey()
@@ -175,6 +176,7 @@ class Supervisor:
         log.info("draining, for at most %g s", self.settings.drain_timeout)
         failpoint("drain.signal")
         self._interrupted = time.monotonic()
+        self._slots.set_stopping()
         self._drain_until = time.monotonic() + self.settings.drain_timeout
         for place in self._places:
             if place.child is not None:
