@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test sweep scale docs lint types wheel check clean
+.PHONY: help demo test sweep scale limits docs lint types wheel check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,6 +38,9 @@ sweep: $(VENV)/.dev $(BINARIES) ## break pgqueue at every failpoint in every way
 
 scale: $(VENV)/.dev $(BINARIES) ## 10,000 children, 200,000 waiting jobs, with kills: what stays exact, and what it costs (minutes)
 	$(BIN)/python -m pytest -m scale -s $(T)
+
+limits: $(VENV)/.dev $(BINARIES) ## limits, fairness and schedules at full size, against what is promised (half an hour)
+	$(BIN)/python -m pytest -m limits -s $(T)
 
 docs: $(VENV)/.dev $(BINARIES) ## run every code block of the documentation (a part of the tests)
 	$(BIN)/python -m pytest tests/test_docs.py $(T)

@@ -177,6 +177,30 @@ def test_whatever_ends_a_run_lets_the_next_one_begin(make: Make, conn: psycopg.C
     assert claim(hand) == []
 
 
+@pytest.mark.parametrize("how", ["release", "reaped", "retry"])
+def test_a_job_that_comes_back_at_once_is_still_the_first_of_its_key(make: Make, conn: psycopg.Connection[Any], how: str) -> None:
+    """Its worker was killed or drained, say, and it may not even have begun: those behind it wait on."""
+    hand = make(per_key=1)
+    enqueue(hand, *[(n, "k") for n in range(4)])
+    [job] = claim(hand)
+    assert claim(hand) == []
+    if how == "reaped":
+        run(conn, protocol.fence_worker(hand.id, None, "died"))
+        run(conn, protocol.reap(hand.id, [job.id], "crash", "killed"))
+        run(conn, protocol.register_worker(hand.id, Process.of(1)))
+    else:
+        detail = None if how == "release" else '{"delay": 0, "errors": [], "failed_seqs": []}'
+        assert hand.settle(Settlement(job, how, None, 0, detail)) == {}  # type: ignore[arg-type]
+    hand.wake()
+    order = []
+    while held := claim(hand):
+        order += numbers(held)
+        done(hand, *held)
+        hand.wake()
+    assert order == [0, 1, 2, 3]
+    assert violations(conn) == []
+
+
 def test_two_of_a_key_and_no_more(make: Make) -> None:
     hand = make(per_key=2)
     enqueue(hand, *[(n, "k") for n in range(7)])

@@ -1,95 +1,78 @@
-"""Limits under real workers, with kills and deploys: never exceeded in any snapshot, and used. Large ones: ``make scale``."""
+"""Limits under real workers of several hosts, with kills, deploys, late commits and clocks that are set: judged by what the
+server's log says, in the order of the commits (chaos/history.py). The full sizes are run by ``make limits``."""
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
 
+from chaos.history import Commit, History, starts
+from chaos.oracles import concurrency, key_order, rates
 from chaos.workloads import limited
 from pgqueue.database import connect
 from tests.support import Work, Workers, kill, states, violations, wait_for, worker_pids
 
+Connection = psycopg.Connection[Any]
 APP = "chaos.workloads.limited:app"
 AT_ONCE = 5000
+SEED = os.environ.get("SEED") or str(random.getrandbits(32))
 
 
 @pytest.fixture
-def db(dsn: str, conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection[Any]]:
+def db(dsn: str, conn: Connection, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
     monkeypatch.setenv("PGQUEUE_DSN", dsn)
-    limited.prepare(conn)
+    monkeypatch.setattr(limited.app, "dsn", dsn)
+    print(f"again with SEED={SEED}")
     yield conn
     limited.app.close()
 
 
-def enqueue(queue: str, count: int, **arguments: Any) -> None:
+@pytest.fixture
+def history(db: Connection) -> Iterator[History]:
+    if db.execute("SHOW wal_level").fetchone() != ("logical",):
+        pytest.skip("the server does not decode its log: it needs wal_level = logical")
+    made = limited.prepare(db)
+    yield made
+    made.close()
+
+
+def enqueue(queue: str, count: int, key: Callable[[int], str | None] = lambda n: None, **arguments: Any) -> dict[str, int]:
+    """So many jobs, and their places."""
     call = limited.work.options(queue=queue)
+    places: dict[str, int] = {}
     for at in range(0, count, AT_ONCE):
-        limited.app.enqueue_many([call.call(n, **arguments) for n in range(at, min(at + AT_ONCE, count))])
+        jobs = limited.app.enqueue_many([call.call(n, key(n), **arguments) for n in range(at, min(at + AT_ONCE, count))])
+        places |= {job.id: at + n for n, job in enumerate(jobs)}
+    return places
 
 
-class Watch(threading.Thread):
-    """Looks at snapshots, one after the other: how many run, and the most of one key."""
-
-    def __init__(self, dsn: str, queue: str) -> None:
-        super().__init__(daemon=True)
-        self._dsn, self._queue = dsn, queue
-        self.over = threading.Event()
-        self.running: list[int] = []
-        self.of_a_key = 0
-
-    def run(self) -> None:
-        with connect(self._dsn, "test") as conn:
-            while not self.over.is_set():
-                row = conn.execute(
-                    "SELECT coalesce(sum(n), 0)::int, coalesce(max(n) FILTER (WHERE key IS NOT NULL), 0)::int, "
-                    "       (SELECT count(*) FROM (SELECT FROM pgqueue.ready WHERE queue = %s LIMIT 1) r)"
-                    "  FROM (SELECT key, count(*) AS n FROM pgqueue.running WHERE queue = %s GROUP BY key) r",
-                    (self._queue, self._queue),
-                ).fetchone()
-                assert row is not None
-                self.of_a_key = max(self.of_a_key, row[1])
-                self.running.append(row[0] if row[2] else min(row[0], 10**6))
-                self.work_left = bool(row[2])
+def all_done(db: Connection, jobs: int) -> bool:
+    """Cheap, because it is asked again and again."""
+    return db.execute("SELECT count(*) FROM pgqueue.outcome").fetchone() == (jobs,)
 
 
 @contextmanager
-def watched(dsn: str, queue: str) -> Iterator[Watch]:
-    watch = Watch(dsn, queue)
-    watch.start()
-    try:
-        yield watch
-    finally:
-        watch.over.set()
-        watch.join()
-
-
-@contextmanager
-def killed_and_rolled(
-    conn: psycopg.Connection[Any], dsn: str, workers: Workers, hosts: list[Work], every: float
-) -> Iterator[None]:
-    """Kills a worker every so often, and now and then replaces a host by a new one, as a deploy does."""
-    over = threading.Event()
+def beside(work: Callable[[Connection], object], dsn: str, every: Callable[[], float]) -> Iterator[None]:
+    """Do this again and again in a thread, as long as the block lasts."""
+    over, errors = threading.Event(), []
 
     def go_on() -> None:
-        turn = 0
-        with connect(dsn, "test") as own:
-            while not over.wait(every):
-                turn += 1
-                if turn % 6 == 0:
-                    hosts.append(workers.start(APP, "-w", "4"))
-                    hosts.pop(0).signal(15)
-                    continue
-                pids = [pid for host in hosts for pid in worker_pids(own, host)]
-                if pids:
-                    kill(random.choice(pids))
+        try:
+            with connect(dsn, "test") as own:
+                while not over.wait(every()):
+                    work(own)
+        except BaseException as error:
+            errors.append(error)
 
     thread = threading.Thread(target=go_on)
     thread.start()
@@ -98,76 +81,185 @@ def killed_and_rolled(
     finally:
         over.set()
         thread.join()
+    assert errors == []
 
 
-@pytest.mark.parametrize("jobs", [400, pytest.param(20_000, marks=pytest.mark.scale)])
-def test_concurrency_across_hosts_kills_and_deploys(db: psycopg.Connection[Any], dsn: str, workers: Workers, jobs: int) -> None:
-    enqueue("few", jobs, seconds=0.01)
-    hosts = [workers.start(APP, "-w", "4"), workers.start(APP, "-w", "4")]
-    wait_for(lambda: states(db).get("succeeded", 0) > 10)
-    with watched(dsn, "few") as watch, killed_and_rolled(db, dsn, workers, hosts, 0.5):
-        wait_for(lambda: states(db) == {"succeeded": jobs}, 900, "the end")
-    assert max(watch.running) <= 5
-    busy = watch.running[: int(len(watch.running) * 0.9)]
-    print(f"\n{len(watch.running)} snapshots, at most {max(watch.running)}, on average {sum(busy) / len(busy):.2f} of 5")
+class Chaos:
+    """Kills a worker, and now and then replaces a host by a new one, as a deploy does."""
+
+    def __init__(self, workers: Workers, hosts: int) -> None:
+        self._workers = workers
+        self._dice = random.Random(SEED)
+        self.hosts: list[Work] = []
+        self.kills = self.deploys = 0
+        for _ in range(hosts):
+            self._start()
+
+    def _start(self) -> None:
+        self.hosts.append(self._workers.start(APP, "-w", "4"))
+
+    def strike(self, conn: Connection) -> None:
+        if self._dice.random() < 0.15:
+            self._start()
+            self.hosts.pop(0).signal(15)
+            self.deploys += 1
+        elif pids := [pid for host in self.hosts for pid in worker_pids(conn, host)]:
+            self.kills += kill(self._dice.choice(pids))
+
+
+LIMITS: dict[str, dict[str, int]] = {"few": {"limit": 5}, "keys": {"per_key": 1}, "both": {"limit": 5, "per_key": 1}}
+
+
+@pytest.mark.parametrize(
+    ("queue", "jobs"),
+    [("both", 400), *(pytest.param(queue, 20_000, marks=[pytest.mark.limits, pytest.mark.timeout(900)]) for queue in LIMITS)],
+)
+def test_concurrency_across_hosts_kills_and_deploys(
+    db: Connection, dsn: str, history: History, workers: Workers, queue: str, jobs: int
+) -> None:
+    """8 workers of 2 hosts; 5 at once, one of each of 50 keys, or both."""
+    full = jobs > 1000
+    places = enqueue(queue, jobs, lambda n: f"key {n % 50}" if queue != "few" else None, seconds=0.02 if full else 0.01)
+    chaos = Chaos(workers, 2)
+    wait_for(lambda: db.execute("SELECT FROM pgqueue.outcome LIMIT 1").fetchone() is not None)
+    with beside(chaos.strike, dsn, lambda: 0.5):
+        wait_for(lambda: all_done(db, jobs), 800, "the end")
+    wait_for(lambda: states(db) == {"succeeded": jobs})
+    seen = history.read()
+    used = concurrency.use(seen, queue)
+    print(f"\n{queue}: {jobs} jobs, {chaos.kills} kills, {chaos.deploys} deploys; on average {used:.2f} were running")
+    assert concurrency.check(seen, queue, **LIMITS[queue]) == []
+    if "per_key" in LIMITS[queue]:
+        assert key_order.check(seen, queue, places) == []
+    if full and queue != "keys":
+        assert used >= 0.9 * 5, "a limit that is not used is too low"
+    assert {start.job for start in starts(seen, queue)} == set(places)
     assert violations(db) == []
 
 
-@pytest.mark.parametrize("jobs", [500, pytest.param(20_000, marks=pytest.mark.scale)])
-def test_one_of_a_key_at_a_time_with_kills(db: psycopg.Connection[Any], dsn: str, workers: Workers, jobs: int) -> None:
-    call = limited.work.options(queue="keys")
-    for at in range(0, jobs, AT_ONCE):
-        limited.app.enqueue_many([call.call(n, f"key {n % 50}", 0.002) for n in range(at, min(at + AT_ONCE, jobs))])
-    hosts = [workers.start(APP, "-w", "4"), workers.start(APP, "-w", "4")]
-    with watched(dsn, "keys") as watch, killed_and_rolled(db, dsn, workers, hosts, 0.5):
-        wait_for(lambda: states(db) == {"succeeded": jobs}, 900, "the end")
-    assert watch.of_a_key == 1
-    assert max(watch.running) > 1
-    rows = db.execute(
-        "SELECT s.key, (v.input::json ->> 'n')::int FROM start s JOIN pgqueue.job_values v ON v.id = s.job_id ORDER BY s.stamp"
-    ).fetchall()
-    first: dict[str, list[int]] = {}
-    for key, n in rows:
-        if n not in (seen := first.setdefault(key, [])):
-            seen.append(n)
-    assert all(seen == sorted(seen) for seen in first.values()), "each key in its order"
-    assert violations(db) == []
+# -------------------------------------------------------------------------------------------------------- rates
 
 
 @pytest.mark.parametrize(("queue", "burst"), [("even", 1), ("bursts", 20)])
-@pytest.mark.parametrize("seconds", [3, pytest.param(30, marks=pytest.mark.scale)])
-def test_rates_across_hosts(
-    db: psycopg.Connection[Any], dsn: str, workers: Workers, queue: str, burst: int, seconds: int
-) -> None:
-    for _ in range(3):
-        workers.start(APP, "-w", "2")
-    wait_for(lambda: len(db.execute("SELECT 1 FROM pgqueue.workers").fetchall()) == 6)
-    enqueue(queue, 100 * seconds + burst)
-    began = time.monotonic()
-    wait_for(lambda: set(states(db)) == {"succeeded"}, 60 + 10 * seconds, "the end")
-    took = time.monotonic() - began
-    rows = db.execute("SELECT extract(epoch FROM stamp) FROM start ORDER BY stamp").fetchall()
-    stamps = [row[0] for row in rows]
-    most, first = 0, 0
-    for last, stamp in enumerate(stamps):
-        while stamps[first] <= stamp - 1:
-            first += 1
-        most = max(most, last - first + 1)
-    rate = (len(stamps) - 1) / float(stamps[-1] - stamps[0])
-    print(f"\n{queue}: at most {most} starts in a second, {rate:.1f} per second on average; the end after {took:.1f} s")
-    assert most <= 100 + burst - 1
+@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.limits)])
+def test_rates_across_hosts(db: Connection, history: History, workers: Workers, queue: str, burst: int, seconds: int) -> None:
+    three_hosts(db, workers)
+    enqueue(queue, jobs := 100 * seconds + burst)
+    wait_for(lambda: all_done(db, jobs), 60 + 10 * seconds, "the end")
+    stamps = [(start.stamp, start.cost) for start in starts(history.read(), queue)]
+    rate = rates.throughput(stamps)
+    print(f"\n{queue}: at most {rates.busiest(stamps, 1.0)[0]} starts in a second, {rate:.1f} per second on average")
+    assert rates.check(stamps, 100, 1.0, burst) == []
+    if seconds > 10:
+        assert rate >= 0.95 * 100, "a rate that is not used is too low"
     assert violations(db) == []
 
 
-def test_a_small_tenant_is_not_delayed_by_a_large_one(db: psycopg.Connection[Any], workers: Workers) -> None:
-    enqueue("shared", 5000, who="large")
-    enqueue("shared", 10, who="small")
+def three_hosts(db: Connection, workers: Workers) -> None:
+    for _ in range(3):
+        workers.start(APP, "-w", "2")
+    wait_for(lambda: len(db.execute("SELECT 1 FROM pgqueue.workers").fetchall()) == 6)
+
+
+#: Starts that were given out before a step of the clock, and come within 50 ms after it, beside the new ones.
+GIVEN_OUT = 5
+
+
+@pytest.mark.parametrize(("queue", "burst"), [("even", 1), ("bursts", 20)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(40, marks=pytest.mark.limits)])
+def test_rates_while_the_clock_is_set(
+    db: Connection, dsn: str, history: History, workers: Workers, queue: str, burst: int, seconds: int
+) -> None:
+    """By 5 s, forward and back. By the clock of the database nothing changes; by one that nobody sets, a step forward lets at most
+    a burst more through, beside what had its start already."""
+    db.execute("""
+        CREATE SEQUENCE seconds_off MINVALUE -1000000 START 1;
+        SELECT setval('seconds_off', 0);
+        CREATE OR REPLACE FUNCTION pgqueue.clock() RETURNS timestamptz LANGUAGE sql VOLATILE
+            AS 'SELECT clock_timestamp() + last_value * interval ''1 s'' FROM public.seconds_off';
+        CREATE OR REPLACE FUNCTION pgqueue.clock_bound() RETURNS timestamptz LANGUAGE sql STABLE
+            AS 'SELECT statement_timestamp() + last_value * interval ''1 s'' FROM public.seconds_off'""")
+    dice = random.Random(SEED)
+    off = 0
+
+    def set_clock(conn: Connection) -> None:
+        """Between two claims, so that it is known which was by which clock."""
+        nonlocal off
+        off += dice.choice([-5, 5]) if off else 5
+        with conn.transaction():
+            conn.execute("SELECT pg_advisory_xact_lock(pgqueue.queue_lock(%s))", (queue,))
+            conn.execute("SELECT setval('seconds_off', %s)", (off,))
+            conn.execute("SELECT pg_logical_emit_message(true, 'chaos', %s)", (str(off),))
+
+    three_hosts(db, workers)
+    enqueue(queue, 100 * seconds)
+    with beside(set_clock, dsn, lambda: dice.uniform(1.1, 2)):
+        time.sleep(seconds)
+    wait_for(lambda: all_done(db, 100 * seconds), 100 + 10 * seconds, "the end")
+    seen = history.read()
+    stamps = [(start.stamp, start.cost) for start in starts(seen, queue)]
+    assert rates.check(stamps, 100, 1.0, burst) == []
+    assert [stamp for stamp, _ in stamps] == sorted(stamp for stamp, _ in stamps), "a register never goes back"
+    true = [(start.stamp - offset, start.cost) for offset, start in by_a_true_clock(seen, queue)]
+    print(f"\n{queue}: {len([c for c in seen if c.note])} steps; at most {rates.busiest(true, 1.0)[0]} starts in a true second")
+    assert rates.check(true, 100, 1.0, burst, extra=burst + GIVEN_OUT) == []
+    assert violations(db) == []
+
+
+def by_a_true_clock(seen: list[Commit], queue: str) -> Iterator[tuple[Any, Any]]:
+    """Each start with how much the clock was off."""
+    offset = timedelta(0)
+    for commit in seen:
+        if commit.note is not None:
+            offset = timedelta(seconds=int(commit.note))
+        for start in commit.began:
+            if start.queue == queue:
+                yield offset, start
+
+
+# ------------------------------------------------------------------------------------------------- late commits
+
+
+@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.limits)])
+def test_jobs_that_are_committed_late_break_no_limit(
+    db: Connection, dsn: str, history: History, workers: Workers, seconds: int
+) -> None:
+    """Many transactions that enqueue stay open for a while, and one until the end; meanwhile younger jobs are claimed and end."""
+    chaos = Chaos(workers, 2)
+    dice = random.Random(SEED)
+
+    def produce(conn: Connection, most: float = 1.5) -> None:
+        with conn.transaction():
+            for queue, took in (("both", 0.02), ("bursts", 0.0)):
+                call = limited.work.options(queue=queue).using(conn)
+                for n in range(dice.randint(1, 20)):
+                    call.enqueue(n, f"key {n % 10}", took)
+            time.sleep(dice.choice([0.0, dice.uniform(0.0, most)]))
+
+    with connect(dsn, "test") as slow, slow.transaction():
+        produce(slow, 0.0)
+        with beside(produce, dsn, lambda: 0.1), beside(produce, dsn, lambda: 0.1), beside(chaos.strike, dsn, lambda: 0.7):
+            wait_for(lambda: db.execute("SELECT FROM pgqueue.outcome LIMIT 1").fetchone() is not None)
+            time.sleep(seconds)
+    wait_for(lambda: set(states(db)) <= {"succeeded"}, 60 + 10 * seconds, "the end")
+    seen = history.read()
+    for queue in ("both", "bursts"):
+        positions = [start.pos for start in starts(seen, queue) if start.lane % 2]
+        assert min(positions) not in positions[:1], "the oldest did not come late"
+    assert concurrency.check(seen, "both", limit=5, per_key=1) == []
+    assert rates.check([(start.stamp, start.cost) for start in starts(seen, "bursts")], 100, 1.0, 20) == []
+    assert violations(db) == []
+
+
+# ------------------------------------------------------------------------------------------------------ fairness
+
+
+def test_a_small_tenant_is_not_delayed_by_a_large_one(db: Connection, history: History, workers: Workers) -> None:
+    large = enqueue("shared", 5000, who="large")
+    small = enqueue("shared", 10, who="small")
     workers.start(APP, "-w", "2")
-    wait_for(lambda: states(db) == {"succeeded": 5010}, 100)
-    order = db.execute(
-        "SELECT row_number() OVER (ORDER BY s.stamp), v.input::json ->> 'who'"
-        " FROM start s JOIN pgqueue.job_values v ON v.id = s.job_id"
-    ).fetchall()
-    places = [place for place, who in order if who == "small"]
+    wait_for(lambda: all_done(db, 5010), 100)
+    order = [start.job for start in starts(history.read(), "shared")]
+    places = [place for place, job in enumerate(order) if job in small]
     assert max(places) < 500, "their turn came with the first claims"
-    assert Counter(who for _, who in order) == {"large": 5000, "small": 10}
+    assert Counter(order).keys() == large.keys() | small.keys()

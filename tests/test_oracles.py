@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,19 @@ import psycopg
 import pytest
 
 from chaos.databases import copy_of
-from chaos.oracles import claim_history, conservation, effects, invariant, ledger, plain_steps, ticks
+from chaos.history import History, starts
+from chaos.oracles import (
+    claim_history,
+    concurrency,
+    conservation,
+    effects,
+    invariant,
+    key_order,
+    ledger,
+    plain_steps,
+    rates,
+    ticks,
+)
 from chaos.oracles.conservation import Journal
 from chaos.workloads import bank
 from pgqueue.database import connect
@@ -214,3 +227,77 @@ def test_claim_history_knows_release_and_requeue(done: Connection) -> None:
     for statement in (CLAIM.format(FREE), "DELETE FROM pgqueue.running", f"DELETE FROM pgqueue.outcome WHERE job_id = {A_JOB}"):
         done.execute(statement)  # type: ignore[call-overload]
     assert claim_history.check(done) == []
+
+
+# ------------------------------------------------------------------------------- what is judged by the server's log
+
+ID = "00000000-0000-0000-0000-00000000000{}"
+ENDS = "DELETE FROM pgqueue.running WHERE pos = {}"
+
+
+def runs(n: int, key: str = "NULL", at: str = "clock_timestamp()", lane: int = 11) -> str:
+    """The n-th job begins: it costs 2."""
+    values = f"'{ID.format(n)}', 1, gen_random_uuid(), 'q', {lane}, {n}, {at}, false, NULL, 'q', {key}, 2"
+    return f"INSERT INTO pgqueue.running VALUES ({values})"
+
+
+@pytest.fixture
+def history(conn: Connection) -> Iterator[History]:
+    made = History(conn)
+    yield made
+    made.close()
+
+
+def test_the_history_is_what_was_committed_in_that_order(conn: Connection, history: History, dsn: str) -> None:
+    with connect(dsn, "late") as late, late.transaction():
+        late.execute(runs(1, "'it''s'").encode())
+        conn.execute(runs(2, at="'2026-01-01 00:00:00.5Z'").encode())
+        with conn.transaction(force_rollback=True):
+            conn.execute(runs(3).encode())
+        conn.execute("UPDATE pgqueue.running SET suspect = true")
+    with conn.transaction():
+        history.note("now")
+        conn.execute(ENDS.format(2).encode())
+    seen = history.read()
+    assert [[start.pos for start in commit.began] for commit in seen] == [[2], [1], []]
+    assert [len(commit.ended) for commit in seen] == [0, 0, 1]
+    assert [commit.note for commit in seen] == [None, None, "now"]
+    assert seen[0].began[0].stamp == datetime(2026, 1, 1, 0, 0, 0, 500_000, UTC)
+    last = starts(seen, "q")[1]
+    assert (last.job, last.key, last.cost, last.lane) == (ID.format(1), "it's", 2, 11)
+    assert seen[0].at < seen[1].at <= seen[2].at
+    assert history.read() == []
+
+
+def test_concurrency_can_fail(conn: Connection, history: History) -> None:
+    for statement in (runs(1, "'a'"), runs(2, "'b'"), ENDS.format(1), runs(3, "'b'")):
+        conn.execute(statement.encode())
+    seen = history.read()
+    assert concurrency.check(seen, "q", limit=4, per_key=2) == []
+    assert concurrency.check(seen, "other", limit=1, per_key=1) == []
+    assert "4 of 3" in concurrency.check(seen, "q", limit=3)[0]
+    assert "2 of 1 of the key b" in concurrency.check(seen, "q", per_key=1)[0]
+    assert concurrency.check(seen[:1], "q", limit=1) == [], "larger than the limit, and alone"
+    assert 2 < concurrency.use(seen, "q") < 4
+
+
+def test_rates_can_fail(conn: Connection) -> None:
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    even = [(begin + timedelta(seconds=n / 10), 1) for n in range(30)]
+    assert rates.check(even, 10) == []
+    assert rates.throughput(even) == pytest.approx(10)
+    one_more = [*even, (begin + timedelta(seconds=1.55), 1)]
+    assert "11 began within 1 s" in rates.check(one_more, 10)[0]
+    assert rates.check(one_more, 10, burst=2) == rates.check(one_more, 10, extra=1) == []
+    assert rates.check([*even, (begin + timedelta(seconds=9), 5)], 10) == []
+
+
+def test_key_order_can_fail(conn: Connection, history: History) -> None:
+    for statement in (runs(2, "'a'"), ENDS.format(2), runs(1, "'a'"), runs(3, "'b'"), runs(4, "'b'", lane=1), ENDS.format(4)):
+        conn.execute(statement.encode())
+    conn.execute(ENDS.format(1).encode())
+    seen = history.read()
+    jobs = [start.job for start in starts(seen, "q")]
+    assert key_order.check(seen, "q", dict(zip(jobs, (1, 2, 3, 4), strict=True))) == []
+    wrong = key_order.check(seen, "q", dict(zip(jobs, (2, 1, 4, 3), strict=True)))
+    assert [line.split(" key a ")[1].split()[0] for line in wrong] == ["began", "ended"]

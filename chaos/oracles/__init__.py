@@ -1,7 +1,8 @@
 """What must be true whatever is killed when. Each module is one oracle: ``check(...)`` returns what is wrong, in words.
 
 ``ledger``, ``invariant`` and ``claim_history`` hold in every snapshot, the others when all jobs have ended. They read the tables
-of chaos/workloads/bank.py. tests/test_oracles.py shows that each of them can fail.
+of chaos/workloads/bank.py. ``concurrency``, ``rates`` and ``key_order`` judge what chaos/history.py has read from the server's
+log. tests/test_oracles.py shows that each of them can fail.
 """
 
 from __future__ import annotations
@@ -11,9 +12,32 @@ from typing import Any
 
 import psycopg
 
-from chaos.oracles import claim_history, conservation, effects, invariant, ledger, plain_steps, ticks
+from chaos.oracles import (
+    claim_history,
+    concurrency,
+    conservation,
+    effects,
+    invariant,
+    key_order,
+    ledger,
+    plain_steps,
+    rates,
+    ticks,
+)
 
-__all__ = ["all_wrong", "claim_history", "conservation", "effects", "invariant", "ledger", "plain_steps", "ticks"]
+__all__ = [
+    "all_wrong",
+    "claim_history",
+    "concurrency",
+    "conservation",
+    "effects",
+    "invariant",
+    "key_order",
+    "ledger",
+    "plain_steps",
+    "rates",
+    "ticks",
+]
 
 
 def all_wrong(conn: psycopg.Connection[Any], directory: Path, faults: int, pauses: int = 0, at_once: int = 1) -> list[str]:

@@ -53,9 +53,9 @@ BEGIN
     ), honoured AS (
         DELETE FROM pgqueue.cancel_request c
          WHERE c.job_id = ANY (ARRAY(SELECT h.job_id FROM held h WHERE h.how IN ('succeeded', 'failed', 'cancelled')))
-    ), back AS (
+    ), back AS (                                             -- the first of its key stays the first
         INSERT INTO pgqueue.ready (queue, lane, pos, job_id, suspect)
-        SELECT h.queue, h.lane - h.lane % 2, nextval('pgqueue.position'), h.job_id, h.suspect
+        SELECT h.queue, h.lane - h.lane % 2, CASE WHEN h.key IS NULL THEN nextval('pgqueue.position') ELSE h.pos END, h.job_id, h.suspect
           FROM held h WHERE h.how = 'release' OR (h.how = 'retry' AND (h.detail ->> 'delay')::float8 <= 0)
     ), later AS (
         INSERT INTO pgqueue.scheduled (job_id, run_at, queue, lane)
