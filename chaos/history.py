@@ -19,6 +19,7 @@ _READ = """
 SELECT data FROM pg_logical_slot_get_changes(%s, NULL, NULL, 'include-timestamp', 'on', 'skip-empty-xacts', 'on')
  WHERE data ~ '^(COMMIT|message: transactional: 1 prefix: chaos,|table pgqueue\\.running: )'
 """
+NEVER = datetime.min.replace(tzinfo=UTC)
 _COLUMN = re.compile(r"(\w+)\[[^\]]+\]:('(?:[^']|'')*'|\S+)")
 
 
@@ -40,7 +41,7 @@ class Start:
 class Commit:
     """What one transaction did to the running jobs, and what a test has noted in it."""
 
-    at: datetime = datetime.min.replace(tzinfo=UTC)
+    at: datetime
     began: list[Start] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     note: str | None = None
@@ -74,12 +75,12 @@ def starts(history: Iterable[Commit], queue: str) -> list[Start]:
 
 
 def _commits(lines: Iterable[str]) -> Iterable[Commit]:
-    commit = Commit()
+    commit = Commit(NEVER)
     for line in lines:
         if line.startswith("COMMIT"):
             commit.at = datetime.fromisoformat(line.partition("(at ")[2].rstrip(")"))
             yield commit
-            commit = Commit()
+            commit = Commit(NEVER)
         elif line.startswith("message: "):
             commit.note = line.partition("content:")[2]
         else:

@@ -170,8 +170,8 @@ GIVEN_OUT = 5
 def test_rates_while_the_clock_is_set(
     db: Connection, dsn: str, history: History, workers: Workers, queue: str, burst: int, seconds: int
 ) -> None:
-    """By 5 s, forward and back. By the clock of the database nothing changes; by one that nobody sets, a step forward lets at most
-    a burst more through, beside what had its start already."""
+    """By 5 s, forward and back. By the clock of the database nothing changes; by one that nobody sets, a step forward lets at
+    most a burst more through, beside what had its start already."""
     db.execute("""
         CREATE SEQUENCE seconds_off MINVALUE -1000000 START 1;
         SELECT setval('seconds_off', 0);

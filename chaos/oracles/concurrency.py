@@ -1,7 +1,7 @@
 """Never more of a queue, or of a key in it, are running than may.
 
 Fails where a claim was committed while too much was running, whatever had been killed before. A job that costs more than the
-whole limit may run alone. ``use`` says how much of a limit was in use while there was work: a limit that nobody reaches is no limit.
+whole limit may run alone. ``use`` says how much was in use while there was work: a limit that nobody reaches is no limit.
 """
 
 from __future__ import annotations
