@@ -30,6 +30,9 @@ from pgqueue.functions import (
     Workflow,
     versioned,
 )
+from pgqueue.instruments import Counter, Gauge, Histogram, Instrument, check
+from pgqueue.meter import Meter
+from pgqueue.metrics import SECONDS, Combine, Family
 from pgqueue.model import NAME, Isolation, Queue
 from pgqueue.retry import ONCE, Duration, Retry, seconds
 from pgqueue.schedules import MISFIRES, Declared, Misfire, following, times_of
@@ -40,6 +43,7 @@ Hook = Literal["worker_start", "worker_stop"]
 H = TypeVar("H", bound=Callable[[], Any])
 M = TypeVar("M", bound=Callable[[Current], Iterator[None]])
 F = TypeVar("F", bound=Function[Any, Any])
+I = TypeVar("I", bound=Instrument)  # noqa: E741 -- one letter, like the others
 
 
 class _WorkflowDecorator(Protocol):
@@ -109,6 +113,8 @@ class App:
         self.functions: dict[str, Function[Any, Any]] = {}
         self.schedules: dict[str, Declared] = {}
         self.middlewares: list[Callable[[Current], AbstractContextManager[None]]] = []
+        self.instruments: dict[str, Instrument] = {}
+        self.meter = Meter()  # in a worker, that of its process
         self.hooks: dict[Hook, list[Callable[[], Any]]] = {"worker_start": [], "worker_stop": []}
 
     @property
@@ -364,6 +370,33 @@ class App:
             raise TypeError(f"{fn.__qualname__}: a middleware is a def with one yield")
         self.middlewares.append(contextmanager(fn))
         return fn
+
+    # --------------------------------------------------------------------------------------------- metrics
+
+    def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:
+        """A counter of your own, shown by the supervisor beside pgqueue's: see the guide to metrics. Its name ends with _total.
+
+        >>> app = App()
+        >>> mails = app.counter("mails_total", "Mails that were sent.", ["provider"])
+        >>> mails.inc(provider="ours")
+        """
+        return self._instrument(Counter, Family(name, "counter", help, tuple(labels)))
+
+    def gauge(self, name: str, help: str, labels: Sequence[str] = (), combine: Combine = "sum") -> Gauge:
+        """A number that goes up and down. Each worker has its own; ``combine`` says what is shown: the ``sum``, the ``max`` or
+        ``min`` of those of living workers, or the ``latest`` that any of them has set."""
+        return self._instrument(Gauge, Family(name, "gauge", help, tuple(labels), combine=combine))
+
+    def histogram(self, name: str, help: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS) -> Histogram:
+        """How many values fell into which range. ``buckets``: the upper ends; those for seconds unless given."""
+        return self._instrument(Histogram, Family(name, "histogram", help, tuple(labels), tuple(map(float, buckets))))
+
+    def _instrument(self, kind: type[I], family: Family) -> I:
+        if family.name in self.instruments:
+            raise ValueError(f"two metrics are called {family.name!r}: give one of them another name")
+        made = kind(self, check(family))
+        self.instruments[family.name] = made
+        return made
 
     # ------------------------------------------------------------------------------------------- producing
 

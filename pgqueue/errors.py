@@ -146,8 +146,12 @@ class Snooze(Exception):  # an instruction, not an error
 class ClaimLost(BaseException):
     """This run no longer holds its job: another worker does, or it has ended. Nothing more it does can be stored.
 
-    A BaseException, so that ``except Exception`` in user code does not carry a lost run on.
+    A BaseException, so that ``except Exception`` in user code does not carry a lost run on. ``op`` is what was refused.
     """
+
+    def __init__(self, op: str = "fence") -> None:
+        super().__init__()
+        self.op = op
 
 
 #: SQLSTATEs of pgqueue's own functions (see sql/functions) and what they become in Python.

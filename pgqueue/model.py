@@ -97,6 +97,9 @@ class ClaimedJob:
     seconds_left: float | None = None  # of its time limit, when it was claimed
     starts_at: float = 0.0  # by the monotonic clock: of a queue with a rate; not before that
     place: int = -1  # where shared memory remembers it
+    waited: float | None = None  # seconds from when it was due to its begin; None: it is not its first run
+    took: float | None = None  # seconds of this run; None: it has not begun
+    ended: str | None = None  # how, where it ended with its own transaction
 
     @property
     def came_back(self) -> bool:

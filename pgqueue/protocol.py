@@ -193,6 +193,7 @@ def claim(
             rows.sort(key=lambda row: (-row[4] if backwards else row[4], row[5]))
         jobs = [(ClaimedJob(row[0], token, row[1], row[2], row[3], row[4], row[6], row[7], row[8]), row[5]) for row in rows]
         for (job, _), row in zip(jobs, rows, strict=True):
+            job.waited = row[10]
             if row[9] is not None:
                 job.starts_at = time.monotonic() + row[9]
         return jobs

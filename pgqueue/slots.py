@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Iterator
 from enum import IntEnum
 
+from pgqueue.meter import Meter, Meters
+
 HELD = 1024
 """How many claims one worker can hold at once."""
 RESULT_BYTES = 248
@@ -88,8 +90,9 @@ class Ticks:
 class Slot:
     """One worker's piece of the shared memory."""
 
-    def __init__(self, cells: memoryview, index: int) -> None:
+    def __init__(self, cells: memoryview, index: int, meters: Meters) -> None:
         self._cells = cells
+        self._meters = meters
         self._bytes = cells.cast("B")
         self.index = index
         self.ticks = Ticks(cells[_TICKS : _TICKS + 2])
@@ -112,6 +115,10 @@ class Slot:
         """The incarnation that has the slot."""
         value = self._cells[_ID_HIGH] << 64 | self._cells[_ID_LOW]
         return str(uuid.UUID(int=value)) if value else None
+
+    def meter(self) -> Meter:
+        """What its worker counts with."""
+        return self._meters.meter(self.index)
 
     def _get_pid(self) -> int:
         return self._cells[_PID]
@@ -264,7 +271,8 @@ class Slots:
     def __init__(self, count: int) -> None:
         self._map = mmap.mmap(-1, (_HEAD + count * _STRIDE) * 8)
         cells = memoryview(self._map).cast("Q")
-        self._slots = [Slot(cells[_HEAD + i * _STRIDE : _HEAD + (i + 1) * _STRIDE], i) for i in range(count)]
+        self.meters = Meters(count + 1)
+        self._slots = [Slot(cells[_HEAD + i * _STRIDE : _HEAD + (i + 1) * _STRIDE], i, self.meters) for i in range(count)]
         self._head = cells[:_HEAD]
         self.supervisor = Ticks(self._head[_OF_SUPERVISOR : _OF_SUPERVISOR + 2])
         self.housekeeper = Ticks(self._head[_OF_HOUSEKEEPER : _OF_HOUSEKEEPER + 2])
@@ -277,6 +285,14 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    def meter(self) -> Meter:
+        """What the housekeeper counts with."""
+        return self.meters.meter(len(self._slots))
+
+    def fold(self, slot: Slot | None = None) -> None:
+        """The worker of this slot is dead (None: the housekeeper): what it has counted is kept."""
+        self.meters.fold(len(self._slots) if slot is None else slot.index)
 
     @property
     def stopping(self) -> bool:

@@ -16,7 +16,7 @@ FLOORS = {
     "edge": ["__main__", "cli", "bench", "demo", "embedded", "testing"],
     "process": ["supervisor", "housekeeper"],
     "run": ["worker", "runtime", "slots"],
-    "author": ["__init__", "app", "client", "functions", "loading", "settings", "context", "durable", "results"],
+    "author": ["__init__", "app", "instruments", "client", "functions", "loading", "settings", "context", "durable", "results"],
     "protocol": ["protocol"],
     "database": ["database", "migrate"],
     "words": [

@@ -16,12 +16,14 @@ from pgqueue.database import SCHEMA_VERSION, check_schema, connect
 from pgqueue.errors import SchemaMissing
 from tests.support import ROOT, wait_for
 
+NUMBERS = [int(path.name[:4]) for path in sorted((ROOT / "pgqueue/sql/tables").glob("*.sql"))]
+
 
 def test_again_changes_nothing(empty_dsn: str) -> None:
     with connect(empty_dsn, "tests") as conn:
         with pytest.raises(SchemaMissing, match="pgqueue migrate"):
             check_schema(conn)
-        assert migrate.migrate(conn) == list(range(1, SCHEMA_VERSION + 1))
+        assert migrate.migrate(conn) == NUMBERS
         before = conn.execute("SELECT id FROM pgqueue.installation").fetchone()
         conn.execute("SELECT pgqueue.enqueue_workflow('x', queue => 'default')")
         assert migrate.migrate(conn) == []
@@ -31,8 +33,8 @@ def test_again_changes_nothing(empty_dsn: str) -> None:
 
 
 def test_the_version_is_the_number_of_the_last_file() -> None:
-    numbers = [int(path.name[:4]) for path in sorted((ROOT / "pgqueue/sql/tables").glob("*.sql"))]
-    assert numbers == list(range(1, SCHEMA_VERSION + 1))
+    assert len(set(NUMBERS)) == len(NUMBERS)
+    assert max(NUMBERS) == SCHEMA_VERSION
 
 
 def test_many_at_once_take_turns(empty_dsn: str) -> None:
@@ -42,7 +44,7 @@ def test_many_at_once_take_turns(empty_dsn: str) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(one, range(4)))
-    assert sorted(map(len, done)) == [0, 0, 0, SCHEMA_VERSION]
+    assert sorted(map(len, done)) == [0, 0, 0, len(NUMBERS)]
 
 
 def test_killed_half_way_leaves_nothing(empty_dsn: str) -> None:
@@ -69,7 +71,7 @@ def test_killed_half_way_leaves_nothing(empty_dsn: str) -> None:
             what="its session to end",
         )
         conn.execute("DROP SCHEMA IF EXISTS pgqueue CASCADE")
-        assert len(migrate.migrate(conn)) == SCHEMA_VERSION
+        assert len(migrate.migrate(conn)) == len(NUMBERS)
 
 
 def test_workers_go_on_while_migrate_runs(dsn: str) -> None:

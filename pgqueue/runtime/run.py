@@ -29,6 +29,7 @@ from pgqueue.model import ClaimedJob, Settlement
 from pgqueue.retry import Retry, seconds
 from pgqueue.runtime import steps
 from pgqueue.runtime.calls import Calls
+from pgqueue.runtime.counting import count_in_doubt, count_lost
 from pgqueue.runtime.endings import Unwind
 from pgqueue.runtime.failure import described, failed_steps
 from pgqueue.runtime.ground import Ground
@@ -87,11 +88,15 @@ class JobRun:
                     return await run._whole()
             except Unwind as unwind:
                 return unwind.settlement
-            except ClaimLost:
+            except ClaimLost as lost_claim:
+                count_lost(run, lost_claim.op)
                 log.warning("job %s: the claim is lost, this run's results are discarded", self.job_id)
                 return None
             except Restart as lost:
-                if await self.ground.sessions.resolve(self.job_id, self.job.token, lost.session) != "held":
+                answer = await self.ground.sessions.resolve(self.job_id, self.job.token, lost.session)
+                await count_in_doubt(run, lost, answer)
+                if answer != "held":
+                    self.job.ended = "succeeded" if answer == "settled" else None
                     return None
                 tries += 1
                 log.warning(
@@ -117,6 +122,7 @@ class JobRun:
             value = await wrapped(function, arguments)
             self.check_ending()
             if function.kind == "transaction":
+                self.job.ended = "succeeded"
                 return None
             await self.flush()
             return Settlement(self.job, "succeeded", self.result_text(function, value), self.history.seen)
@@ -275,7 +281,7 @@ class JobRun:
         """Store what a step has come to."""
         stored = await self.ask(protocol.store(self.job_id, self.job.token, self.history.seen, seq, name, result, error))
         if stored == "lost":
-            self.end(ClaimLost())
+            self.end(ClaimLost("store"))
         self.stored(seq, stored == "cancel")
 
     async def ask(self, call: protocol.Call[T]) -> T:

@@ -41,10 +41,12 @@ WAIT_INTERVAL = 0.1
 
 
 class Restart(BaseException):
-    """The connection was lost: forget what this run knows, see what was committed, and replay. ``session`` is its name."""
+    """The connection was lost: forget what this run knows, see what was committed, and replay. ``session`` is its name;
+    ``committing`` the step whose COMMIT was under way (0: the whole job)."""
 
-    def __init__(self, session: str = "") -> None:
+    def __init__(self, session: str = "", committing: int | None = None) -> None:
         self.session = session
+        self.committing = committing
 
 
 async def undisturbed(work: Awaitable[T]) -> T:

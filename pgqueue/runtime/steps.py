@@ -12,6 +12,7 @@ from pgqueue.errors import ClaimLost, Snooze, StepFailed, StepTimeout
 from pgqueue.failpoints import failpoint
 from pgqueue.functions import Function
 from pgqueue.retry import seconds
+from pgqueue.runtime.counting import count_step
 from pgqueue.runtime.endings import Unwind
 from pgqueue.runtime.failure import describe, described
 from pgqueue.runtime.history import Recorded
@@ -32,6 +33,7 @@ async def perform(
     """A step: replayed, or run and checkpointed."""
     if recorded is not None:
         await run.ground.others_first()  # also so that a second step beside it is an error in a replay too
+        count_step(run, function.name, function.kind, "replayed")
         return _replayed(function, seq, recorded)
     failpoint("step.between")
     try:
@@ -63,6 +65,7 @@ async def _as_step(run: JobRun, function: Function[Any, Any], seq: int, argument
     failpoint("step.after_effect")
     await run.store(seq, function.name, text)
     failpoint("step.checkpointed")
+    count_step(run, function.name, function.kind, "succeeded")
     return function.result.decode(text, f"the result of {function.name}")
 
 
@@ -86,6 +89,7 @@ async def as_transaction(run: JobRun, function: Function[Any, Any], seq: int, ar
         else:
             if whole:
                 return None
+            count_step(run, function.name, function.kind, "succeeded")
             run.stored(seq, cancelled)
             return function.result.decode(text, f"the result of {function.name}")
 
@@ -126,9 +130,11 @@ async def _step_failed(run: JobRun, function: Function[Any, Any], seq: int, erro
         if not over and policy.again(failed, error):
             kind = "timeout" if isinstance(error, StepTimeout) else "error"
             detail = {"errors": [{**described(error), "seq": seq, "kind": kind}], "delay": policy.wait(failed)}
+            count_step(run, function.name, function.kind, "retry")
             run.end(Unwind(run.settlement("retry", detail)))
         await run.store(seq, function.name, None, text)
     except Restart as restart:
         run.end(restart)
     failpoint("failure.recorded")
+    count_step(run, function.name, function.kind, "failed")
     raise StepFailed(read_error(text), function.name, seq) from None

@@ -63,7 +63,7 @@ async def transact(
                 closing = protocol.checkpoint(job.id, job.token, seq, function.name, text, xid)
             answer = await session.commit(view, closing, run.upcoming() if whole else None)
         except BaseException as error:  # noqa: BLE001 -- _leave raises
-            await _leave(run, session, view, error)
+            await _leave(run, session, view, error, 0 if whole else seq)
     failpoint("transaction.committed")
     return text, answer and not whole
 
@@ -74,7 +74,7 @@ def beginning(function: Function[Any, Any], job: ClaimedJob, seen: int = 0) -> B
     return Begin(how.isolation, protocol.fence(job.id, job.token, seen, how.idle_timeout))
 
 
-async def _leave(run: JobRun, session: Session, view: Any, error: BaseException) -> NoReturn:
+async def _leave(run: JobRun, session: Session, view: Any, error: BaseException, place: int) -> NoReturn:
     """Out of a transaction that did not end well: roll it back, and say what the error means."""
     run.only_in_the_worker()
     if isinstance(error, Restart):
@@ -83,6 +83,7 @@ async def _leave(run: JobRun, session: Session, view: Any, error: BaseException)
     lost = session.lost or (is_lost(error) and session.status != TransactionStatus.INTRANS)
     untouched = not lost and session.status == TransactionStatus.INTRANS
     ended = not lost and session.status == TransactionStatus.IDLE and view is not None and not view.pgqueue_over
+    committing = view is not None and view.pgqueue_over
     if view is not None:
         view.pgqueue_over = True  # before the connection goes: nobody may be about to use it
     code = getattr(error, "sqlstate", None)
@@ -100,7 +101,7 @@ async def _leave(run: JobRun, session: Session, view: Any, error: BaseException)
     if code in _TIMED_OUT:
         raise TransactionTimeout(_TIMED_OUT[code]) from error
     if lost and not isinstance(error, ClaimLost):
-        raise Restart(session.part) from error
+        raise Restart(session.part, place if committing else None) from error
     if is_transient(error) and not untouched:
         raise Conflict from error
     if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name in _ANOTHER_RUN:

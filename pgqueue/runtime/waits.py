@@ -15,6 +15,7 @@ from pgqueue.context import Wait
 from pgqueue.errors import ClaimLost, JobCancelled, JobFailed, UnknownJob, WaitTimeout
 from pgqueue.failpoints import failpoint
 from pgqueue.model import Settlement
+from pgqueue.runtime.counting import count_step
 from pgqueue.runtime.history import Recorded, Wanted
 from pgqueue.values import Codec, read_error
 
@@ -33,6 +34,7 @@ async def wait(run: JobRun, seq: int, wait: Wait, fresh: bool = False) -> dict[s
         if recorded is None or recorded.pending:
             return await _come(run, seq, wait, recorded, fresh)
         await run.ground.others_first()
+        count_step(run, wait.name, wait.kind, "replayed")
         return _read(recorded.result)
 
 
@@ -42,13 +44,15 @@ async def _come(run: JobRun, seq: int, wait: Wait, recorded: Recorded | None, fr
             await suspend(run, seq, wait)
         await run.ground.sessions.pause(wait.seconds)
         await run.store(seq, wait.name, '{"timeout":true}')
+        count_step(run, wait.name, wait.kind, "succeeded")
         return {"timeout": True}
     while not (recorded is None and fresh):
         call = protocol.proceed(run.job_id, run.job.token, run.history.seen, seq, wait.name, wait.kind, wait.key)
         answer, result, left = await run.ask(call)
         if answer == "lost":
-            run.end(ClaimLost())
+            run.end(ClaimLost("proceed"))
         if answer != "wait":
+            count_step(run, wait.name, wait.kind, "succeeded")
             run.stored(seq, answer == "cancel")
             return _read(result)
         if left is None or left > SHORT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 
 import msgspec
@@ -20,6 +21,7 @@ class Death(msgspec.Struct):
     started: list[int]  # digests of the jobs it was running
     reason: str | None  # None: we ended it, nobody is charged
     overdue: int | None = None  # it was ended because of the time limit of this step of its job; 0: of the job
+    at: float = msgspec.field(default_factory=time.monotonic)  # when the supervisor saw it
 
 
 @dataclass
@@ -64,6 +66,17 @@ def kill_group(pid: int) -> None:
             kill(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
+
+
+def exit_reason(child: Child, code: int, draining: bool) -> str:
+    """Why a worker ended, in one word for the metric."""
+    if child.overdue is not None:
+        return "timeout"
+    if child.ended_by_us:
+        return "killed"  # by its supervisor: a drain that took too long, a lost lease, a job that was cancelled at once
+    if code < 0:
+        return "signal"
+    return "stopped" if code == 0 and draining else "exit"
 
 
 def describe(code: int) -> str:

@@ -21,8 +21,20 @@ import msgspec
 from pgqueue.config import Exit, WorkSettings
 from pgqueue.failpoints import failpoint
 from pgqueue.housekeeper.housekeeper import Housekeeper
+from pgqueue.metrics import WORKER_EXITS
 from pgqueue.slots import Order, Phase, Slot, Slots
-from pgqueue.supervisor.child import RESPAWN_FIRST, RESPAWN_LONGEST, Child, Death, Place, describe, kill_group, pipe, poke
+from pgqueue.supervisor.child import (
+    RESPAWN_FIRST,
+    RESPAWN_LONGEST,
+    Child,
+    Death,
+    Place,
+    describe,
+    exit_reason,
+    kill_group,
+    pipe,
+    poke,
+)
 from pgqueue.supervisor.fork import fork
 from pgqueue.supervisor.probe import Facts, probe, read_facts
 from pgqueue.worker.process import work
@@ -68,6 +80,7 @@ class Supervisor:
             self._obey()
             self._collect()
             self._hear_housekeeper()
+            self._slots.meters.admit()
             self._enforce_limits()
             self._enforce_deadline()
         return self._leave()
@@ -233,6 +246,7 @@ class Supervisor:
             elif pid == self._housekeeper:
                 log.warning("the housekeeper ended (%s), starting another", describe(os.waitstatus_to_exitcode(status)))
                 self._to_housekeeper.close()
+                self._slots.fold()
                 self._start_housekeeper()
 
     def _bury(self, place: Place, child: Child, code: int) -> None:
@@ -246,6 +260,8 @@ class Supervisor:
         if child.overdue is not None:
             job, step = child.overdue
             death = Death(child.worker, [job], "it took longer than its time limit, and its worker was killed", step)
+        self._slots.fold(slot)
+        self._slots.meters.supervisor.add(WORKER_EXITS, (exit_reason(child, code, self._draining),))
         slot.phase = Phase.DEAD  # and kept until the housekeeper has read from it what was finished
         log.log(logging.WARNING if charged else logging.INFO, "worker %s ended: %s", child.worker, reason)
         self._deaths[death.worker] = death

@@ -24,9 +24,12 @@ from pgqueue import database, protocol
 from pgqueue.errors import DatabaseUnreachable
 from pgqueue.failpoints import failpoint
 from pgqueue.ids import digest, new_token
+from pgqueue.meter import Meter
+from pgqueue.metrics import DB_ERRORS
 from pgqueue.model import ClaimedJob, Settlement
 from pgqueue.runtime.wire import Wire, check, rows
 from pgqueue.slots import HELD, Order, Phase, Slot
+from pgqueue.worker.counting import count_claim, count_run
 from pgqueue.worker.hints import ScanHints
 from pgqueue.worker.inbox import HOSTAGE_AFTER, Half, Inbox
 from pgqueue.worker.pace import MOST
@@ -50,6 +53,7 @@ class Claims(threading.Thread):
         slot: Slot,
         inbox: Inbox,
         wake: tuple[int, int],
+        meter: Meter | None = None,
     ):
         super().__init__(name="pgqueue-claims", daemon=True)
         self._dsn = dsn
@@ -59,6 +63,7 @@ class Claims(threading.Thread):
         self._slot = slot
         self._inbox = inbox
         self._wake_read, self._wake_write = wake
+        self._meter = meter or Meter()
         self._finished: deque[Settlement] = deque()
         self._unsettled: list[Settlement] = []  # sent, and not acknowledged
         self._free = list(range(HELD))
@@ -78,6 +83,7 @@ class Claims(threading.Thread):
         """The job was run; None: there is nothing (left) to settle."""
         if settlement is not None and settlement.how == "succeeded" and settlement.result is not None:
             self._slot.keep(job.place, settlement.result.encode(), settlement.seen)
+        job.took = seconds
         self._finished.append(settlement or Settlement(job, "nothing"))
         self._inbox.ended(half, job, seconds)
         if len(self._finished) == 1 or not half.waiting:
@@ -114,6 +120,7 @@ class Claims(threading.Thread):
                 # What was sent is in doubt: settlements are sent again (that is safe), a lost claim is given back by the
                 # housekeeper, because we announce it no longer.
                 log.warning("claims: %s", " ".join(str(error).split()))
+                self._meter.add(DB_ERRORS, ("claims",))
                 self._slot.announce(0)
                 self._hints.reset()
                 tries += 1
@@ -167,6 +174,7 @@ class Claims(threading.Thread):
         while self._finished:
             settlement = self._finished.popleft()
             if settlement.how == "nothing":
+                count_run(self._meter, settlement, None)
                 self._forget(settlement.job)
             else:
                 batch.append(settlement)
@@ -221,6 +229,7 @@ class Claims(threading.Thread):
             return 0
         failpoint("claim.committed")
         newest, found = answers
+        count_claim(self._meter, len(found))
         self._hints.learn(queues, found, newest, want, time.monotonic() - began)
         self._receive([job for job, _ in found], token)
         return len(found)
@@ -263,6 +272,7 @@ class Claims(threading.Thread):
             if answer == "lost":
                 log.warning("job %s: the claim is lost, its result is discarded", settlement.job.id)
             if answer != "busy":
+                count_run(self._meter, settlement, answer)
                 self._forget(settlement.job)
         return [s for s in batch if answers.get(s.job.id) == "busy"]
 

@@ -130,10 +130,13 @@ class Inbox:
 
     def _begins(self, half: Half, job: ClaimedJob, now: float) -> bool:
         late = job.starts_at and now > job.starts_at + LATE
-        if self._slot.begin(job.place) > HOSTAGE_AFTER or late:
+        waited = self._slot.begin(job.place)
+        if waited > HOSTAGE_AFTER or late:
             self._slot.put_back(job.place)
             self._late.append(job)
             return False
+        if job.waited is not None:
+            job.waited += waited
         self.running += 1
         half.running += 1
         half.moved = now

@@ -39,6 +39,9 @@ def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int])
     if settings.dsn:  # beats what the App says, for what its jobs enqueue too
         app.dsn = settings.dsn
     dsn = app.dsn
+    app.meter = slot.meter()
+    for instrument in app.instruments.values():
+        app.meter.declare(instrument.family)
     max_bytes = register(app, dsn, worker)
     slot.set_registered()
     threads, loop = runners(app, settings, dsn, worker, max_bytes)
@@ -71,7 +74,7 @@ def serve(
     inbox = Inbox(slot, {colour: runner.half for colour, runner in halves.items()}, lambda name: app.functions[name].is_async)
     for runner in halves.values():
         runner.watch(slot.limit)
-    claims = Claims(app.dsn, worker, colours_of(app, queues), list(app.functions), slot, inbox, wake)
+    claims = Claims(app.dsn, worker, colours_of(app, queues), list(app.functions), slot, inbox, wake, app.meter)
     for runner in halves.values():
         runner.attach(inbox, claims.done)
     if threads is None:

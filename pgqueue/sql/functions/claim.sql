@@ -3,7 +3,7 @@
 -- there by whoever knows it. A job that somebody asked to cancel ends here, and so does one that comes too late.
 --
 -- starts_in: a job of a queue with a rate may begin in so many seconds, and not before. at_once: how many jobs the worker can begin
--- at this moment; of limited queues it seldom gets more.
+-- at this moment; of limited queues it seldom gets more. waited: for so many seconds the job has been due; null where it comes back.
 --
 -- hints: for each queue its 20 lanes' lowest position worth looking at; behind it there are only dead index entries.
 -- It is an optimisation and never the truth: zeros look from the start, which a claimer does now and then.
@@ -11,7 +11,7 @@ CREATE OR REPLACE FUNCTION pgqueue.claim(
     worker uuid, token bigint, queues text[], names text[], amount integer, hints bigint[], backwards boolean,
     at_once integer DEFAULT 1)
 RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb, suspect boolean,
-               seconds_left double precision, starts_in double precision)
+               seconds_left double precision, starts_in double precision, waited double precision)
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -63,7 +63,7 @@ BEGIN
         ), gone AS (
             DELETE FROM pgqueue.ready r WHERE r.ctid = ANY (coalesce(tids, ARRAY(SELECT p.tid FROM picked p))) RETURNING r.ctid AS tid, r.*
         ), known AS MATERIALIZED (
-            SELECT g.*, v.name, j.input, j.policy, j.parent, j.key, j.cost, v.name = ANY (names) AS mine, (j.policy ->> 'deadline')::timestamptz AS deadline,
+            SELECT g.*, v.name, j.input, j.policy, j.parent, j.key, j.cost, coalesce(j.run_at, j.created_at) AS due, v.name = ANY (names) AS mine, (j.policy ->> 'deadline')::timestamptz AS deadline,
                    CASE WHEN c.job_id IS NOT NULL THEN 'cancelled'
                         WHEN (j.policy ->> 'deadline')::timestamptz <= stamp THEN 'timeout'
                         WHEN g.lane % 2 = 1 AND (j.policy ->> 'expires_at')::timestamptz <= stamp THEN 'expired' END AS over
@@ -100,7 +100,8 @@ BEGIN
               FROM generate_series(1, (SELECT count(*) FROM known k WHERE k.mine AND k.over IS NULL) - (SELECT count(*) FROM started))
         )
         SELECT k.job_id, k.name, k.input, k.queue, k.lane, k.pos, k.policy, k.suspect, extract(epoch FROM k.deadline - stamp)::float8,
-               extract(epoch FROM starts[array_position(tids, k.tid)] - stamp)::float8
+               extract(epoch FROM starts[array_position(tids, k.tid)] - stamp)::float8,
+               CASE k.lane % 2 WHEN 1 THEN greatest(0, extract(epoch FROM stamp - k.due))::float8 END
           FROM known k
          WHERE k.mine AND k.over IS NULL                      -- and was inserted: a duplicate never goes to two workers
            AND ((SELECT count(*) FROM conflicts) = 0 OR k.pos = ANY (ARRAY(SELECT s.pos FROM started s)));

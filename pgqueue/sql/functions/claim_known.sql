@@ -2,7 +2,7 @@
 -- `running`: a way through `ready` would hand them to the same ignorant workers again.
 CREATE OR REPLACE FUNCTION pgqueue.claim_known(worker uuid, token bigint, queues text[], names text[], amount integer)
 RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb, suspect boolean,
-               seconds_left double precision, starts_in double precision)
+               seconds_left double precision, starts_in double precision, waited double precision)
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -39,7 +39,8 @@ BEGIN
         RETURNING job_id, queue, lane, pos
     )
     SELECT s.job_id, CASE j.version WHEN 1 THEN j.name ELSE j.name || '@' || j.version END, j.input, s.queue, s.lane, s.pos, j.policy,
-           false, extract(epoch FROM (j.policy ->> 'deadline')::timestamptz - pgqueue.clock())::float8, NULL::float8
+           false, extract(epoch FROM (j.policy ->> 'deadline')::timestamptz - pgqueue.clock())::float8, NULL::float8,
+           CASE s.lane % 2 WHEN 1 THEN greatest(0, extract(epoch FROM pgqueue.clock() - coalesce(j.run_at, j.created_at)))::float8 END
       FROM started s JOIN pgqueue.job j ON j.id = s.job_id;
 END
 $$;
