@@ -637,6 +637,11 @@ def read_committed() -> Call[None]:
     )
 
 
+def limit_time(seconds: float) -> Call[None]:
+    """The statements of this transaction are ended when they take longer."""
+    return Call("SELECT set_config('statement_timeout', %s, true)", (f"{int(seconds * 1000)}ms",), _nothing)
+
+
 def schema_version() -> Call[int]:
     """The number of the last table file that was applied."""
     return Call("SELECT coalesce(max(number), 0) FROM pgqueue.migration", (), _first)

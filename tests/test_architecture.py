@@ -13,7 +13,7 @@ PACKAGE = ROOT / "pgqueue"
 
 #: From the top to the bottom. A name stands for the module or the package of that name.
 FLOORS = {
-    "edge": ["__main__", "cli", "bench", "demo", "embedded", "testing"],
+    "edge": ["__main__", "cli", "bench", "demo", "doctor", "embedded", "testing"],
     "process": ["supervisor", "housekeeper"],
     "run": ["worker", "runtime", "slots"],
     "author": ["__init__", "app", "instruments", "client", "functions", "loading", "settings", "context", "durable", "results"],
