@@ -23,8 +23,9 @@ from pgqueue.doctor.examine import CHECKS, examine
 from pgqueue.doctor.finding import Case, Finding
 from pgqueue.embedded import Embedded
 from pgqueue.settings import resolve
-from tests.support import Hand, Workers, wait_for
+from tests.support import ROOT, Hand, Workers, wait_for
 from tests.test_cli import pgqueue
+from tests.test_docs import code, section, table
 
 AHEAD = (ROOT / "pgqueue" / "testing" / "clock.sql").read_text()
 BAD = {
