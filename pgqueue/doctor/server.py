@@ -133,5 +133,5 @@ def horizon(case: Case) -> Iterator[Finding]:
         elif seconds is not None and seconds > OLD_SNAPSHOT:
             severity: Severity = "error" if seconds > VERY_OLD_SNAPSHOT else "warning"
             what = f"a {kind} ({who}) is open for {seconds / 60:.0f} minutes: until it ends, no row that died since is removed"
-            end = f"ROLLBACK PREPARED '{who}'" if kind == "prepared transaction" else f"SELECT pg_terminate_backend({pid})"
+            end = f"ROLLBACK PREPARED '{who}'" if kind == "prepared transaction" else f"pg_terminate_backend({pid})"
             yield Finding("horizon", severity, what, f"end it ({end}), and find out why it was left open")
