@@ -22,7 +22,15 @@ from psycopg.types.string import TextLoader
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from pgqueue import protocol
-from pgqueue.errors import BY_SQLSTATE, Configuration, DatabaseUnreachable, NotConfigured, PgQueueError, SchemaMissing
+from pgqueue.errors import (
+    BY_SQLSTATE,
+    Configuration,
+    DatabaseUnreachable,
+    NotConfigured,
+    NotPermitted,
+    PgQueueError,
+    SchemaMissing,
+)
 from pgqueue.protocol import Call
 
 T = TypeVar("T")
@@ -147,6 +155,8 @@ def errors_translated() -> Iterator[None]:
                 'this database has no (or an older) pgqueue schema: run "pgqueue migrate". '
                 f"PostgreSQL says: {error.diag.message_primary}"
             ) from None
+        if kind is NotPermitted and not error.diag.message_hint:
+            raise NotPermitted(f'{error.diag.message_primary}: see "pgqueue grant --help" for what each role may do') from None
         if kind is not None:
             raise kind(". ".join(filter(None, (error.diag.message_primary, error.diag.message_hint)))) from None
         if is_lost(error):

@@ -21,6 +21,10 @@ class SchemaMissing(PgQueueError):
     """The database has no pgqueue schema, or an older one than this version needs: run ``pgqueue migrate``."""
 
 
+class NotPermitted(PgQueueError):
+    """The database role that asks may not do this. See ``pgqueue grant``."""
+
+
 class UnknownWorkflow(PgQueueError):
     """Nobody registered a workflow of that name, and no queue was given."""
 
@@ -170,5 +174,6 @@ BY_SQLSTATE: dict[str, type[PgQueueError]] = {
     "22P02": BadValue,  # not JSON, or a lone surrogate
     "3F000": SchemaMissing,
     "42P01": SchemaMissing,
+    "42501": NotPermitted,
     "42883": SchemaMissing,
 }

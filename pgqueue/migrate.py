@@ -1,6 +1,7 @@
 """Install and upgrade the schema: numbered table files once, functions and views every time, all in one transaction.
 
-One transaction under an advisory lock: two migrators at once take turns, and one that is killed half way leaves nothing.
+One transaction under an advisory lock: two migrators at once take turns, and one that is killed half way leaves nothing. What is
+made belongs to the owner of the schema, whoever migrates. A database has the roles where they may use the schema.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import psycopg
 
 from pgqueue.database import check_schema
+from pgqueue.errors import NotPermitted
 
 LOCK = 0x7067_7175_6575_65  # "pgqueue"
 
@@ -21,9 +23,9 @@ def _files(folder: str) -> list[Traversable]:
     return sorted((f for f in root.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
 
 
-def script(applied: frozenset[int] = frozenset()) -> list[tuple[str, str]]:
+def script(applied: frozenset[int] = frozenset(), roles: bool = False) -> list[tuple[str, str]]:
     """(name, SQL) of what to run, in order, where the numbered files in ``applied`` are there already."""
-    parts = [("schema.sql", (resources.files("pgqueue") / "sql" / "schema.sql").read_text())]
+    parts = [(name, _text(name)) for name in (("roles.sql", "schema.sql") if roles else ("schema.sql",))]
     parts += [("functions/" + f.name, f.read_text()) for f in _files("functions") if f.name in _FIRST]
     for file in _files("tables"):
         number, name = int(file.name[:4]), file.name[5:-4]
@@ -32,23 +34,60 @@ def script(applied: frozenset[int] = frozenset()) -> list[tuple[str, str]]:
             parts.append(("(record)", _RECORD.format(number=number, name=name)))
     parts += [("views/" + f.name, f.read_text()) for f in _files("views")]
     parts += [("functions/" + f.name, f.read_text()) for f in _files("functions")]
-    parts.append(("private.sql", (resources.files("pgqueue") / "sql" / "private.sql").read_text()))
+    parts += [(name, _text(name)) for name in (("private.sql", "grants.sql") if roles else ("private.sql",))]
     return parts
+
+
+def _text(name: str) -> str:
+    return (resources.files("pgqueue") / "sql" / name).read_text()
 
 
 _RECORD = "INSERT INTO pgqueue.migration (number, name) VALUES ({number}, '{name}');"
 _FIRST = ("clock.sql", "clock_bound.sql")  # table files and views may use these
 
 
-def migrate(conn: psycopg.Connection[Any]) -> list[int]:
-    """Bring the schema up to date. Returns the numbers of the table files that were applied now."""
-    with conn.transaction():
-        conn.execute("SET LOCAL check_function_bodies = off")  # functions call each other, in the order of their names
-        conn.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-        applied = frozenset(_applied(conn))
-        for _, sql in script(applied):
-            conn.execute(sql)
-        return sorted(set(_applied(conn)) - applied)
+def migrate(conn: psycopg.Connection[Any], roles: bool = False) -> list[int]:
+    """Bring the schema up to date. Returns the numbers of the table files that were applied now.
+
+    ``roles``: make the four roles too. Once made, they get their grants with every migration. NotPermitted says what is missing.
+    """
+    doing = "begin"
+    try:
+        with conn.transaction():
+            conn.execute("SET LOCAL check_function_bodies = off")  # functions call each other, in the order of their names
+            conn.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+            if roles:
+                doing = "roles.sql"
+                conn.execute(_text(doing))
+            doing = "owner"
+            conn.execute(_AS_OWNER)
+            applied = frozenset(_applied(conn))
+            for name, sql in script(applied):
+                doing = name
+                conn.execute(sql)
+            if roles or conn.execute(_HAS_ROLES).fetchone() == (True,):
+                conn.execute(_text("grants.sql"))
+            return sorted(set(_applied(conn)) - applied)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise NotPermitted(f"{error.diag.message_primary}: {_ADVICE.get(doing, 'the schema belongs to another role')}") from None
+
+
+_HAS_ROLES = (
+    "SELECT coalesce(bool_or(has_schema_privilege(to_regrole('pgqueue_worker'), n.oid, 'USAGE')), false)"
+    " FROM pg_namespace n WHERE n.nspname = 'pgqueue'"
+)
+_AS_OWNER = (
+    "SELECT set_config('role', pg_get_userbyid(n.nspowner), true) FROM pg_namespace n"
+    " WHERE n.nspname = 'pgqueue' AND pg_get_userbyid(n.nspowner) <> current_user"
+)
+_ADVICE = {
+    "roles.sql": "roles are made by who has CREATEROLE, and the schema is handed over by its owner. Let an administrator run: "
+    "CREATE ROLE pgqueue_owner NOLOGIN; CREATE ROLE pgqueue_producer NOLOGIN; CREATE ROLE pgqueue_worker NOLOGIN; "
+    "CREATE ROLE pgqueue_reader NOLOGIN; GRANT pgqueue_owner, pgqueue_producer, pgqueue_worker, pgqueue_reader TO (this role) "
+    "WITH ADMIN OPTION; or everything: pgqueue migrate --roles --sql | psql",
+    "owner": "migrate as the owner of the schema pgqueue, or as a member of that role",
+    "schema.sql": "let an administrator run GRANT CREATE ON DATABASE ... TO (this role), or migrate as another",
+}
 
 
 def pending(conn: psycopg.Connection[Any]) -> list[int]:

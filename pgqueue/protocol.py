@@ -617,6 +617,11 @@ def resume(queue: str) -> Call[None]:
     return Call("SELECT pgqueue.resume(%s)", (queue,), _nothing)
 
 
+def grant_role(kind: str, role: str) -> Call[None]:
+    """``kind``: producer, worker or reader."""
+    return Call("SELECT pgqueue.grant_role(%s, %s)", (kind, role), _nothing)
+
+
 def stats() -> Call[Rows]:
     """Rows of (queue, paused, ready, scheduled, running, waiting, oldest_ready_seconds)."""
     return Call("SELECT * FROM pgqueue.stats()", (), _rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,20 @@ _count = 0
 @pytest.fixture
 def dsn(server: Server, template: str) -> Iterator[str]:
     """A fresh database with the schema installed."""
-    yield from _database(server, f"TEMPLATE {template}")
+    with fresh_database(server, f"TEMPLATE {template}") as dsn:
+        yield dsn
 
 
 @pytest.fixture
 def empty_dsn(server: Server) -> Iterator[str]:
     """A fresh database without the schema."""
-    yield from _database(server, "")
+    with fresh_database(server) as dsn:
+        yield dsn
 
 
-def _database(server: Server, how: str) -> Iterator[str]:
+@contextmanager
+def fresh_database(server: Server, how: str = "") -> Iterator[str]:
+    """Made, and dropped afterwards."""
     global _count
     _count += 1
     name = f"pgqueue_test_{os.getpid()}_{_count}"

@@ -14,7 +14,7 @@ from pgqueue.cli import jobs, local, queues, repair
 from pgqueue.cli.bench import bench_command
 from pgqueue.cli.config import config_command
 from pgqueue.cli.doctor import doctor_command
-from pgqueue.cli.options import dsn_for, dsn_option, json_option, setting_options, typed
+from pgqueue.cli.options import ask, dsn_for, dsn_option, json_option, setting_options, typed
 from pgqueue.cli.output import log_to_stderr, one_line_errors, show, show_json, until_nobody_reads
 from pgqueue.cli.schedules import schedules
 from pgqueue.cli.show import show_command
@@ -61,12 +61,15 @@ def run() -> None:
 @click.argument("target", required=False, metavar="[MODULE:APP]")
 @click.option("--check", is_flag=True, help="Change nothing; exit with 78 unless everything is up to date.")
 @click.option("--sql", is_flag=True, help="Change nothing; print the SQL for a fresh database.")
+@click.option(
+    "--roles", is_flag=True, help="Make the roles pgqueue_owner, _producer, _worker and _reader, or let them fit again."
+)
 @dsn_option
-def migrate_command(target: str | None, check: bool, sql: bool, dsn: str | None) -> None:
+def migrate_command(target: str | None, check: bool, sql: bool, roles: bool, dsn: str | None) -> None:
     """Install or upgrade the schema, and register the queues and workflows of an App."""
     if sql:
         click.echo("BEGIN;\nSET LOCAL check_function_bodies = off;")
-        for name, text in migrate.script():
+        for name, text in migrate.script(roles=roles):
             click.echo(f"-- {name}\n{text}")
         click.echo("COMMIT;")
         return
@@ -78,11 +81,21 @@ def migrate_command(target: str | None, check: bool, sql: bool, dsn: str | None)
                 raise SchemaMissing(f'{len(pending)} schema migrations are to be applied: run "pgqueue migrate"')
             click.echo("the schema is up to date")
             return
-        applied = migrate.migrate(conn)
+        applied = migrate.migrate(conn, roles)
         click.echo(f"applied migrations: {', '.join(map(str, applied))}" if applied else "the schema was up to date")
         if app:
             database.run(conn, app.registration())
             click.echo(f"registered {len(app.queues)} queues and {len(app.functions)} workflows, steps and transactions")
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(("producer", "worker", "reader")))
+@click.argument("role")
+@dsn_option
+def grant(kind: str, role: str, dsn: str | None) -> None:
+    """Let a database role enqueue (producer), work and operate (worker), or look (reader)."""
+    ask(dsn, protocol.grant_role(kind, role))
+    click.echo(f"{role} is a member of pgqueue_{kind}")
 
 
 @cli.command()

@@ -11,7 +11,7 @@ import msgspec
 
 from pgqueue import database
 from pgqueue.config import Exit, WorkSettings
-from pgqueue.errors import Configuration, DatabaseUnreachable, NotConfigured, SchemaMissing
+from pgqueue.errors import Configuration, DatabaseUnreachable, NotConfigured, NotPermitted, SchemaMissing
 from pgqueue.loading import load_app
 from pgqueue.settings import work_settings
 from pgqueue.worker.process import served_queues
@@ -37,10 +37,10 @@ def probe(settings: WorkSettings, answer: int) -> int:
         if not app.functions:
             log.warning("%s has no workflows, steps or transactions: is its module complete?", settings.target)
         dsn = settings.dsn or app.dsn
-        with database.connect(dsn, "pgqueue:probe") as conn:
+        with database.connect(dsn, "pgqueue:probe") as conn, database.errors_translated():
             database.check_schema(conn)
             database.run(conn, app.registration())
-    except (Configuration, NotConfigured, SchemaMissing) as error:
+    except (Configuration, NotConfigured, NotPermitted, SchemaMissing) as error:
         log.error("%s", error)
         return Exit.CONFIG
     except DatabaseUnreachable as error:

@@ -52,6 +52,10 @@ BEGIN
             PERFORM pgqueue.refuse('PQ004', 'timeout and expires are seconds, up to 1000 years');
         ELSIF jsonb_typeof(item.meta) <> 'object' OR octet_length(item.meta::text) > 8192 THEN
             PERFORM pgqueue.refuse('PQ004', 'meta is a JSON object of up to 8 KiB');
+        ELSIF (item.parent IS NOT NULL OR substr(item.job_id::text, 15, 1) <> '7')
+              AND NOT has_table_privilege(session_user, 'pgqueue.job', 'INSERT') THEN
+            PERFORM pgqueue.refuse('PQ004', 'children, and ids that are not of version 7, are for workers',
+                'A producer chooses an id with the option id.');
         ELSIF item.cost NOT BETWEEN 1 AND 1000000 THEN
             PERFORM pgqueue.refuse('PQ004', format('cost %s is not between 1 and 1000000', item.cost));
         ELSIF item.version < 1 THEN

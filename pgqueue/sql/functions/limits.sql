@@ -3,7 +3,8 @@
 CREATE OR REPLACE FUNCTION pgqueue.limits()
 RETURNS TABLE (queue text, paused boolean, in_force jsonb, declared jsonb, chosen jsonb, used bigint, waiting_for_key bigint,
                next_start_seconds double precision)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET jit = off
 AS $$
 #variable_conflict use_column

@@ -3,7 +3,8 @@
 CREATE OR REPLACE FUNCTION pgqueue.stats()
 RETURNS TABLE (queue text, paused boolean, ready bigint, scheduled bigint, running bigint, waiting bigint,
                oldest_ready_seconds double precision)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET jit = off
 AS $$
 #variable_conflict use_column
