@@ -449,6 +449,75 @@ def test_changed_code_in_a_gather_is_noticed(app: App, dsn: str, conn: psycopg.C
         one.close()
 
 
+@pytest.mark.parametrize(
+    ("how", "old", "new", "message"),
+    [
+        ("gather", ["a", "b"], ["b", "a"], "step 1 started a, b when it ran, and starts b, a now"),
+        ("gather", ["a"], ["a", "a"], "step 1 started a when it ran, and starts 2 x a now"),
+        ("gather", ["a", "a", "b"], ["a", "b"], "step 1 started 2 x a, b when it ran, and starts a, b now"),
+        ("call", ["a"], ["b"], "step 1 started a when it ran, and starts b now"),
+        ("enqueue", ["a"], ["b"], "step 1 started a when it ran, and starts b now"),
+        ("enqueue_many", ["a"], ["a", "b"], "step 1 started a when it ran, and starts a, b now"),
+        ("gather", ["a", "was"], ["a", "is"], None),
+        ("enqueue", ["was"], ["is"], None),
+        ("gather", ["is", "was"], ["is", "is"], None),
+    ],
+)
+def test_other_children_than_before_are_noticed(
+    app: App, dsn: str, conn: psycopg.Connection[Any], how: str, old: list[str], new: list[str], message: str | None
+) -> None:
+    def build(names: list[str]) -> App:
+        app = App(dsn)
+
+        @app.workflow(name="a")
+        def a() -> str:
+            return "a"
+
+        @app.workflow(name="b")
+        def b() -> str:
+            return "b"
+
+        @app.workflow(name="is", aliases=["was"] if "was" not in names else [])
+        def renamed() -> str:
+            return "renamed"
+
+        if "was" in names:
+
+            @app.workflow(name="was")
+            def former() -> str:
+                return "former"
+
+        @app.workflow(name="flow")
+        def flow() -> None:
+            children = [app.functions[name] for name in names]
+            if how == "gather":
+                gather(*[child.call() for child in children])
+            elif how == "call":
+                children[0]()
+            elif how == "enqueue":
+                children[0].enqueue()
+            else:
+                app.enqueue_many([child.call() for child in children])
+            sleep("1d")
+
+        return app
+
+    job = build(old).functions["flow"].enqueue()
+    for names, due in ((old, False), (old, False), (new, True)):
+        one = build(names)
+        hand = Hand(one, dsn)
+        hand.drain(due_now=due)
+        hand.close()
+        one.close()
+    if message is None:
+        assert job.status() == "succeeded"
+    else:
+        with pytest.raises(JobFailed, match=message) as failed:
+            job.result(timeout=1)
+        assert failed.value.type == NonDeterministic.__name__
+    assert count(conn, "SELECT count(*) FROM pgqueue.job WHERE parent IS NOT NULL") == len(old)
+
+
 def test_what_gather_does_not_take(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
     @app.workflow(name="child")
     def child() -> None: ...

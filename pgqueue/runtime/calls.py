@@ -23,6 +23,7 @@ from pgqueue.runtime import steps, waits
 from pgqueue.runtime.history import Wanted
 from pgqueue.runtime.open_steps import chosen_thread, open_step
 from pgqueue.runtime.parallel import Gather
+from pgqueue.runtime.started import compare, started
 from pgqueue.values import Codec
 
 if TYPE_CHECKING:
@@ -146,9 +147,7 @@ class Calls:
             raise WrongColour(
                 "enqueue() was called in a thread of an async workflow: call await f.aenqueue(...) from the workflow"
             )
-        step = _enqueue_step(self._run.app)
-        seq = self._number(step)
-        return blocking(self._call(step, seq, {"descriptions": self._children(descriptions, seq)}))
+        return blocking(self._enqueued(_enqueue_step(self._run.app), descriptions))
 
     def aenqueue(self, descriptions: Sequence[dict[str, Any]]) -> Coroutine[Any, Any, list[str]]:
         """The same, to be awaited."""
@@ -157,9 +156,20 @@ class Calls:
             raise WrongColour("aenqueue() has to be awaited, and was called in a def: use enqueue()")
         if open_step.get() is not None:
             return self._run.app.async_client.send(self._children(descriptions), self._run.own_step("aenqueue()").tx)
-        step = _async_enqueue_step(self._run.app)
+        return self._enqueued(_async_enqueue_step(self._run.app), descriptions)
+
+    def _enqueued(self, step: Function[Any, Any], descriptions: Sequence[dict[str, Any]]) -> Coroutine[Any, Any, list[str]]:
+        """The ids of the jobs that this step enqueues, or has enqueued."""
         seq = self._number(step)
-        return self._call(step, seq, {"descriptions": self._children(descriptions, seq)})
+        children = self._children(descriptions, seq)
+
+        async def enqueued() -> list[str]:
+            kept = await self._call(step, seq, {"descriptions": children})
+            await compare(self._run, seq or 0, kept["started"], children)
+            ids: list[str] = kept["ids"]
+            return ids
+
+        return enqueued()
 
     def _children(self, descriptions: Sequence[dict[str, Any]], seq: int | None = None) -> list[dict[str, Any]]:
         """They are children of this job: they are cancelled with it, and have its meta."""
@@ -273,14 +283,14 @@ _ENQUEUE = Definition(name="pgqueue.enqueue")
 def _enqueue_step(app: App) -> Function[Any, Any]:
     """Enqueueing from the body of a workflow is a transaction like any other: the jobs and the checkpoint with their ids."""
 
-    def enqueue(tx: psycopg.Connection[Any], descriptions: list[dict[str, Any]]) -> list[str]:
-        return app.client.send(descriptions, tx)
+    def enqueue(tx: psycopg.Connection[Any], descriptions: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"ids": app.client.send(descriptions, tx), "started": started(descriptions)}
 
     return Transaction(app, enqueue, _ENQUEUE)
 
 
 def _async_enqueue_step(app: App) -> Function[Any, Any]:
-    async def enqueue(tx: psycopg.AsyncConnection[Any], descriptions: list[dict[str, Any]]) -> list[str]:
-        return await app.async_client.send(descriptions, tx)
+    async def enqueue(tx: psycopg.AsyncConnection[Any], descriptions: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"ids": await app.async_client.send(descriptions, tx), "started": started(descriptions)}
 
     return AsyncTransaction(app, enqueue, _ENQUEUE)

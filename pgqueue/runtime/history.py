@@ -80,7 +80,7 @@ class History:
                 found.append(None)
                 continue
             if recorded.name not in step.known_as:
-                self._contradiction(f"step {step.seq} was {recorded.name} when it ran, and is {step.name} now")
+                raise self.contradiction(f"step {step.seq} was {recorded.name} when it ran, and is {step.name} now")
             self._stored.append(f"{step.seq} {recorded.name}")
             self._ahead.popleft()
             if not recorded.pending:
@@ -88,7 +88,7 @@ class History:
             found.append(recorded)
         if None in found and await self.peek() is not None:
             step = steps[found.index(None)]
-            self._contradiction(f"step {step.seq} ({step.name}) has no checkpoint, but a later one has")
+            raise self.contradiction(f"step {step.seq} ({step.name}) has no checkpoint, but a later one has")
         return found
 
     def stored(self, seq: int) -> None:
@@ -101,11 +101,12 @@ class History:
             raise OutsideJob(f"the workflow returned, but step {self._begun + 1} was called and never awaited")
         if await self.peek() is not None:
             self._called.append("return")
-            self._contradiction(f"the workflow returned after {self._given} steps, but there are checkpoints of later ones")
+            raise self.contradiction(f"the workflow returned after {self._given} steps, but there are checkpoints of later ones")
 
-    def _contradiction(self, what: str) -> None:
+    def contradiction(self, what: str) -> NonDeterministic:
+        """The error that the code does something else than it did, with both histories."""
         stored = [*self._stored, *(f"{r.seq} {r.name}" for r in list(self._ahead)[:SHOWN])]
-        raise NonDeterministic(
+        return NonDeterministic(
             f"{what}: the workflow's code has changed, or it decides by something that is not a checkpoint (time, randomness, a "
             "global). Nothing was run. If a function was renamed, give it aliases=[...]; branch old and new code with patched(). "
             f"Stored: {', '.join(stored)}. Called: {', '.join(self._called)}"

@@ -21,6 +21,7 @@ from pgqueue.functions import AsyncTransaction, Call, Definition, Function, Tran
 from pgqueue.runtime.endings import merged
 from pgqueue.runtime.history import Recorded, Wanted
 from pgqueue.runtime.session import undisturbed
+from pgqueue.runtime.started import Started, compare, started
 from pgqueue.runtime.steps import perform
 from pgqueue.runtime.waits import child_results, read_failure, result_of, wait
 
@@ -115,7 +116,8 @@ class Gather:
         step = _start_step(run.app, run.ground.is_async)
         with run.inside(self._start):
             [recorded] = await run.find([Wanted(self._start, step.name, step.known_names)])
-            await perform(run, step, self._start, {"descriptions": descriptions}, recorded)
+            kept = await perform(run, step, self._start, {"descriptions": descriptions}, recorded)
+            await compare(run, self._start, kept, descriptions)
         return recorded is None
 
     async def _join_children(self, fresh: bool) -> list[Any]:
@@ -174,10 +176,12 @@ _START = Definition(name="pgqueue.start")
 
 
 def _start_step(app: App, is_async: bool) -> Function[Any, Any]:
-    def start(tx: Any, descriptions: list[dict[str, Any]]) -> None:
+    def start(tx: Any, descriptions: list[dict[str, Any]]) -> Started:
         app.client.send(descriptions, tx)
+        return started(descriptions)
 
-    async def start_async(tx: Any, descriptions: list[dict[str, Any]]) -> None:
+    async def start_async(tx: Any, descriptions: list[dict[str, Any]]) -> Started:
         await app.async_client.send(descriptions, tx)
+        return started(descriptions)
 
     return AsyncTransaction(app, start_async, _START) if is_async else Transaction(app, start, _START)

@@ -265,10 +265,14 @@ class JobRun:
         """What is stored of these steps, which begin now."""
         try:
             return await self.history.find_all(steps)
-        except NonDeterministic as error:  # must not be caught by the workflow, which would go on with wrong results
-            self.end(Unwind(await self._ended_badly(error, None)))
+        except NonDeterministic as error:
+            await self.contradict(error)
         except Restart as restart:
             self.end(restart)
+
+    async def contradict(self, error: NonDeterministic) -> NoReturn:
+        """The code does not fit what is stored. Not for the workflow to catch, which would go on with wrong results."""
+        self.end(Unwind(await self._ended_badly(error, None)))
 
     async def peek(self) -> Recorded | None:
         """The next step that is stored, if this run has not come to it yet."""
