@@ -318,28 +318,58 @@ def test_children_that_are_gone_are_not_taken_for_nothing(family: Any, conn: psy
     assert len(again.result(timeout=5)) == 5
 
 
-def test_children_that_still_run_are_waited_for(family: Any, conn: psycopg.Connection[Any], hand: Any) -> None:
-    """The old job had a time limit, say, and its children go on."""
+@pytest.mark.parametrize("ends", ["cancelled", "out of time", "cancelled at once"])
+@pytest.mark.parametrize("child_has_ended", [True, False])
+@pytest.mark.parametrize("how", ["requeue", "rerun"])
+def test_children_that_ended_with_their_parent_come_back_with_it(
+    family: Any, app: App, conn: psycopg.Connection[Any], hand: Any, ends: str, child_has_ended: bool, how: str
+) -> None:
     parent, broken = family
-    job = parent.enqueue(12, 2)
+    broken.clear()
+    job = parent.options(timeout="1h").enqueue(12, 3)
     worker = hand()
     drain(worker)
-    assert job.status() == "waiting"
-    conn.execute(f"UPDATE pgqueue.job SET policy = '{{\"deadline\": \"2020-01-01T00:00:00Z\"}}' WHERE id = '{job.id}'")  # type: ignore[arg-type]
-    conn.execute(f"UPDATE pgqueue.waiting SET until = '2020-01-01' WHERE job_id = '{job.id}'")  # type: ignore[arg-type]
+    ids = {n: child_id(job.id, 5, n) for n in range(3)}
+    assert [app.job(id).status() for id in (job.id, *ids.values())] == ["waiting", "succeeded", "scheduled", "succeeded"]
+    if ends == "out of time":
+        conn.execute("UPDATE pgqueue.job SET policy = policy || '{\"deadline\": \"2020-01-01T00:00:00Z\"}' WHERE parent IS NULL")
+        conn.execute("UPDATE pgqueue.waiting SET until = '2020-01-01'")
+        run(conn, protocol.wake(100))
+        assert worker.claim() == []
+        run(conn, protocol.wake(100))
+    else:
+        job.cancel(hard=ends == "cancelled at once")
+        run(conn, protocol.cancel_waiting())
+    if child_has_ended:
+        run(conn, protocol.cancel_waiting())
+    assert job.status() == ("failed" if ends == "out of time" else "cancelled")
+    assert app.job(ids[1]).status() == ("cancelled" if child_has_ended or ends == "cancelled at once" else "scheduled")
+    again = job.rerun(from_step=5) if how == "rerun" else job
+    assert again is not job or job.requeue()
     drain(worker)
-    assert job.status() == "failed"
-    conn.execute(f"UPDATE pgqueue.job SET policy = NULL WHERE id = '{job.id}'")  # type: ignore[arg-type]
-    broken.clear()
-    again = job.rerun(from_step=5)
-    drain(worker)
-    assert again.status() == "waiting"
-    for _ in range(3):
-        assert worker.wake() == 0, "it does not come back before the child has ended"
-    worker.drain()  # the child's sleep is over
+    assert (again.status(), app.job(ids[1]).status()) == ("waiting", "scheduled")
     worker.drain()
-    assert again.result(timeout=5)[0].startswith("12 of ")
+    worker.drain()
+    assert again.result(timeout=5) == [*(f"{12 + n} of {ids[n][:8]}" for n in range(3)), "a", "b"]
+    assert set(effects(conn).values()) == {1}
+    assert one(conn, "SELECT count(*) FROM pgqueue.taken_along") + one(conn, "SELECT count(*) FROM pgqueue.cancel_request") == 0
     assert violations(conn) == []
+
+
+def test_a_child_that_was_cancelled_by_itself_stays_so(family: Any, app: App, hand: Any) -> None:
+    parent, broken = family
+    broken.clear()
+    job = parent.enqueue(12, 3)
+    worker = hand()
+    drain(worker)
+    assert app.job(child_id(job.id, 5, 1)).cancel()
+    assert job.cancel()
+    for _ in range(3):
+        worker.wake()
+    assert job.requeue()
+    drain(worker)
+    with pytest.raises(JobFailed, match="JobCancelled"):
+        job.result(timeout=5)
 
 
 def test_a_requeue_reaches_failed_children_that_were_kept(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:

@@ -12,12 +12,18 @@ BEGIN
     PERFORM pgqueue.durable_commit();
     PERFORM FROM pgqueue.job j WHERE j.id = ANY (jobs) ORDER BY j.id FOR KEY SHARE;     -- prune waits, and then sees the requests
     WITH RECURSIVE tree AS (
-        SELECT j.id FROM pgqueue.job j WHERE j.id = ANY (jobs)
+        SELECT j.id, NULL::uuid AS along_with FROM pgqueue.job j WHERE j.id = ANY (jobs)
          UNION
-        SELECT c.id FROM tree t JOIN pgqueue.job c ON c.parent = t.id WHERE cancel.hard
+        SELECT c.id, t.id FROM tree t JOIN pgqueue.job c ON c.parent = t.id WHERE cancel.hard
+    ), remembered AS (
+        INSERT INTO pgqueue.taken_along (parent, job_id)
+        SELECT t.along_with, t.id FROM tree t LEFT JOIN pgqueue.outcome o ON o.job_id = t.id
+         WHERE t.along_with IS NOT NULL AND o.job_id IS NULL
+        ON CONFLICT DO NOTHING
     )
     INSERT INTO pgqueue.cancel_request (job_id, requested_at, hard, by)
-    SELECT t.id, pgqueue.clock(), cancel.hard, left(cancel.by, 128) FROM tree t LEFT JOIN pgqueue.outcome o ON o.job_id = t.id
+    SELECT DISTINCT ON (t.id) t.id, pgqueue.clock(), cancel.hard, left(cancel.by, 128)
+      FROM tree t LEFT JOIN pgqueue.outcome o ON o.job_id = t.id
      WHERE o.job_id IS NULL ORDER BY t.id
     ON CONFLICT (job_id) DO UPDATE SET hard = true WHERE excluded.hard;
     PERFORM pg_notify('pgqueue_wake', '');

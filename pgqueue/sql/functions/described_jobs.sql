@@ -86,6 +86,7 @@ BEGIN
         job.run_at := CASE WHEN item.delay IS NULL THEN item.run_at ELSE coalesce(item.run_at, stamp) + item.delay END;
         due := greatest(job.run_at, stamp);
         job.policy := nullif(jsonb_strip_nulls(jsonb_build_object('retry', item.retry, 'max_crashes', item.max_crashes,
+                'timeout', coalesce(item.timeout, item.usual_timeout),
                 'deadline', due + make_interval(secs => coalesce(item.timeout, item.usual_timeout)),
                 'expires_at', due + make_interval(secs => item.expires)))
             || CASE WHEN item.meta IS NULL THEN '{}' ELSE jsonb_build_object('meta', item.meta) END, '{}');

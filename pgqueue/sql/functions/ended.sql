@@ -1,5 +1,5 @@
 -- What follows when jobs have failed or were cancelled, in the transaction that says so: their parents are looked at, the
--- children of a cancelled one are to be cancelled too, and what was registered with on_failure is enqueued.
+-- children of a cancelled one are to be cancelled too (so are those of one whose time is over), and what was registered with on_failure is enqueued.
 CREATE OR REPLACE FUNCTION pgqueue.ended(jobs uuid[]) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -8,22 +8,13 @@ AS $$
 DECLARE
     parents  uuid[];
     failures json;
-    children bigint;
 BEGIN
     PERFORM pgqueue.tell_results(jobs);
     SELECT array_agg(DISTINCT j.parent) INTO parents FROM pgqueue.job j WHERE j.id = ANY (jobs) AND j.parent IS NOT NULL;
     IF parents IS NOT NULL THEN
         PERFORM pgqueue.look_again(parents);
     END IF;
-    INSERT INTO pgqueue.cancel_request (job_id, requested_at)
-    SELECT c.id, pgqueue.clock()
-      FROM pgqueue.outcome o
-      JOIN pgqueue.job c ON c.parent = o.job_id
-      LEFT JOIN pgqueue.outcome co ON co.job_id = c.id
-     WHERE o.job_id = ANY (jobs) AND o.status = 'cancelled' AND co.job_id IS NULL
-    ON CONFLICT DO NOTHING;
-    GET DIAGNOSTICS children = ROW_COUNT;
-    IF children > 0 THEN
+    IF pgqueue.take_along(jobs) > 0 THEN
         PERFORM pg_notify('pgqueue_wake', '');
     END IF;
     SELECT json_agg(json_build_object('name', w.on_failure, 'parent', j.parent, 'meta', j.policy -> 'meta', 'input', json_build_object('failure', json_build_object(

@@ -40,6 +40,8 @@ BEGIN
         DELETE FROM pgqueue.message m WHERE m.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
     ), kept AS (
         DELETE FROM pgqueue.kept_children k WHERE k.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
+    ), along AS (
+        DELETE FROM pgqueue.taken_along t WHERE t.parent = ANY ((SELECT i.list FROM ids i)::uuid[])
     ), progress AS (
         DELETE FROM pgqueue.progress p WHERE p.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
     ), stream_ends AS (

@@ -1,5 +1,5 @@
 -- Run ended jobs again, from where they stopped: their outcome goes, and of their checkpoints exactly those whose error
--- ended them. by: who asks, where that is a person. Answers per job: requeued, succeeded (it stays so), active (it has not ended), unknown.
+-- ended them. Their time limits begin again. This is the one place where a job's row is updated: it had ended, and nobody reads it. by: who asks, where that is a person. Answers per job: requeued, succeeded (it stays so), active (it has not ended), unknown.
 CREATE OR REPLACE FUNCTION pgqueue.requeue(jobs uuid[], by text DEFAULT NULL) RETURNS TABLE (job_id uuid, answer text)
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -9,17 +9,10 @@ DECLARE
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     PERFORM pgqueue.durable_commit();
-    WITH RECURSIVE failed AS (                               -- where a child's failure was the reason, the child runs again too
-        SELECT o.job_id, o.failed_seqs FROM pgqueue.outcome o WHERE o.job_id = ANY (jobs) AND o.status <> 'succeeded'
-         UNION
-        SELECT o.job_id, o.failed_seqs
-          FROM failed f
-         CROSS JOIN LATERAL unnest(f.failed_seqs) AS s(seq)
-          LEFT JOIN pgqueue.wait w ON w.job_id = f.job_id AND w.seq = s.seq AND w.kind = 'job'
-          JOIN pgqueue.job c ON c.parent = pgqueue.children_of(f.job_id, s.seq) AND (c.parent_seq = s.seq OR c.id::text = w.key)
-          JOIN pgqueue.outcome o ON o.job_id = c.id AND o.status <> 'succeeded'
-    )
-    SELECT array_agg(f.job_id) INTO again FROM failed f;
+    again := pgqueue.to_requeue(jobs);
+    DELETE FROM pgqueue.cancel_request c USING pgqueue.taken_along t       -- those that were asked and have not ended yet need not
+     WHERE t.parent = ANY (again) AND c.job_id = t.job_id;
+    again := pgqueue.to_requeue(jobs);                       -- some may have ended while we waited for their requests
     WITH ended AS (
         DELETE FROM pgqueue.outcome o WHERE o.job_id = ANY (again) AND o.status <> 'succeeded' RETURNING o.*
     ), forgotten AS (
@@ -33,6 +26,11 @@ BEGIN
           FROM ended e
     ), unasked AS (
         DELETE FROM pgqueue.cancel_request c USING ended e WHERE c.job_id = e.job_id
+    ), together AS (
+        DELETE FROM pgqueue.taken_along t USING ended e WHERE t.parent = e.job_id
+    ), more_time AS (
+        UPDATE pgqueue.job j SET policy = j.policy || jsonb_build_object('deadline', pgqueue.clock() + pgqueue.time_limit(j))
+          FROM ended e WHERE j.id = e.job_id AND pgqueue.time_limit(j) IS NOT NULL
     ), back AS (
         INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
         SELECT j.queue, 2 * j.priority, nextval('pgqueue.position'), j.id FROM ended e JOIN pgqueue.job j ON j.id = e.job_id

@@ -1,7 +1,7 @@
 -- Run an ended job again as a NEW job, and return its id. It has the name, version, input, queue, priority, key and policy of the
 -- old one (a time limit begins again, expires does not), and those of its checkpoints that are before from_step: 1 runs everything
 -- again. It has no parent. Of a gather() that began before from_step it has the children of the old job: they are not run again,
--- and not pruned as long as it needs them. by: who asks. id: of the new job, which makes the call safe to repeat.
+-- and not pruned as long as it needs them; those that the end of the old job had cancelled are requeued. by: who asks. id: of the new job, which makes the call safe to repeat.
 CREATE OR REPLACE FUNCTION pgqueue.rerun(job uuid, from_step integer DEFAULT 1, by text DEFAULT NULL, id uuid DEFAULT NULL)
 RETURNS uuid
 LANGUAGE plpgsql VOLATILE
@@ -14,6 +14,7 @@ DECLARE
     ended boolean;
     last  integer;
     lost  integer;
+    along uuid[];
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     PERFORM pgqueue.durable_commit();
@@ -34,7 +35,7 @@ BEGIN
     INSERT INTO pgqueue.job (id, name, queue, priority, input, key, policy, version, created_at)
     VALUES (again, old.name, old.queue, old.priority, old.input, old.key,
             (coalesce(old.policy, '{}') - '{deadline,expires_at}'::text[]) || jsonb_strip_nulls(jsonb_build_object('rerun_of', old.id,
-                'deadline', stamp + ((old.policy ->> 'deadline')::timestamptz - greatest(old.run_at, old.created_at)))),
+                'deadline', stamp + pgqueue.time_limit(old))),
             old.version, stamp);
     INSERT INTO pgqueue.checkpoint (job_id, seq, name, result, error, claim, xid, created_at)
     SELECT again, c.seq, c.name, c.result, c.error, c.claim, c.xid, c.created_at
@@ -44,6 +45,14 @@ BEGIN
         PERFORM pgqueue.refuse('PQ009', format('the children that step %s of job %s has started were pruned', lost, old.id),
                                format('Run it again from step %s, or an earlier one.', lost));
     END IF;
+    SELECT array_agg(t.job_id) INTO along                    -- what it has started and the end of the old job has taken along
+      FROM pgqueue.taken_along t
+      JOIN pgqueue.job c ON c.id = t.job_id
+      LEFT JOIN pgqueue.kept_children k ON k.job_id = again AND k.seq = c.parent_seq AND k.parent = t.parent
+     WHERE t.parent = old.id AND (c.parent_seq < rerun.from_step OR k.job_id IS NOT NULL);
+    DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (along);
+    PERFORM pgqueue.requeue(along, rerun.by);
+    DELETE FROM pgqueue.taken_along t WHERE t.parent = old.id AND t.job_id = ANY (along);
     INSERT INTO pgqueue.attempt (job_id, kind, checkpoints, error, by, ended_at)
     VALUES (old.id, 'rerun', (SELECT count(*) FROM pgqueue.checkpoint c WHERE c.job_id = old.id),
             json_build_object('type', 'Rerun', 'message', format('as job %s from step %s', again, rerun.from_step),
