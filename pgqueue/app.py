@@ -473,8 +473,9 @@ class App:
         for module in self.include:
             importlib.import_module(module)
 
-    def registration(self) -> protocol.Call[None]:
-        """The call that makes queues and workflows known to SQL producers, and schedules to housekeepers."""
+    def registration(self, *, exact: bool = False) -> protocol.Call[None]:
+        """The call that makes queues and workflows known to SQL producers, and schedules to housekeepers. ``exact``: also where
+        what is known of a workflow is of a later version."""
         newest: dict[str, Function[Any, Any]] = {}
         for f in self.functions.values():
             if f.name not in newest or f.definition.version > newest[f.name].definition.version:
@@ -491,6 +492,7 @@ class App:
                 "version": f.definition.version,
                 "timeout": f.definition.timeout if f.kind == "workflow" else None,
                 "on_failure": f.definition.on_failure.name if f.definition.on_failure is not None else None,
+                "exact": exact,
             }
             for f in newest.values()
         ]

@@ -67,8 +67,7 @@ class SleepUntil:
             raise BadValue(f"sleep_until({moment!r}): give a datetime with a time zone, such as datetime.now(timezone.utc)")
         if moment.year >= LAST_YEAR:
             raise BadValue(f"sleep_until({moment!r}): before the year {LAST_YEAR}")
-        left = (moment - datetime.now(UTC)).total_seconds()
-        return Wait("sleep", "", max(0.0, left), "sleep_until()")
+        return Wait("sleep", moment.astimezone(UTC).isoformat(), None, "sleep_until()")  # whose clock is the database's
 
 
 class WaitEvent:

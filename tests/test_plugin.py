@@ -483,6 +483,39 @@ def test_schedules_rest_until_the_test_travels(project: Project) -> None:
     )
 
 
+def test_what_ends_without_a_run_is_counted_too(project: Project) -> None:
+    project.test(
+        """
+        import pytest
+        import shop
+        from pgqueue import JobFailed
+
+
+        def test_cancelled(pgqueue):
+            job = shop.fulfil.enqueue(7)
+            job.cancel()
+            assert pgqueue.drain() == {"cancelled": 1}
+            assert pgqueue.drain() == {}
+
+
+        def test_out_of_time(pgqueue):
+            shop.fulfil.options(timeout="1h", delay="5m").enqueue(7)
+            pgqueue.connect().execute("update pgqueue.scheduled set run_at = run_at + interval '2h'")
+            pgqueue.travel("3h")
+            with pytest.raises(JobFailed, match="JobTimeout"):
+                pgqueue.drain()
+
+
+        def test_what_waits_is_under_way(pgqueue):
+            shop.remind.enqueue("ann@example.org")
+            pgqueue.assert_enqueued(shop.remind, "ann@example.org")
+            assert pgqueue.drain() == {"suspended": 1}
+            pgqueue.assert_nothing_enqueued()
+        """,
+        passed=3,
+    )
+
+
 def test_time_travel(project: Project) -> None:
     result = project.test(
         """

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from pgqueue import JobFailed, protocol
 from pgqueue.database import run
@@ -475,3 +476,28 @@ def in_the_middle(conn: psycopg.Connection[Any], worker: str) -> bool:
     """(Without a look at the row: that would lock it, and the settlement would skip it.)"""
     look = "SELECT FROM pg_stat_activity WHERE application_name = %s AND state = 'active' AND wait_event = 'ClientRead'"
     return bool(conn.execute(look, (f"pgqueue:{worker}:claims",)).fetchall())
+
+
+@pytest.mark.parametrize("kind", ["constraint", "trigger"])
+def test_a_job_whose_end_cannot_be_stored_has_failed_and_holds_up_no_other(
+    bank_db: psycopg.Connection[Any], workers: Workers, kind: str
+) -> None:
+    jobs = bank.app.enqueue_many([bank.noop.call()] * 100)
+    bad = jobs[50]
+    if kind == "constraint":
+        bank_db.execute(
+            sql.SQL("ALTER TABLE pgqueue.outcome ADD CHECK (job_id <> {} OR status = 'failed')").format(sql.Literal(bad.id))
+        )
+    else:
+        bank_db.execute(
+            sql.SQL(
+                "CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                " IF NEW.job_id = {} AND NEW.status <> 'failed' THEN RAISE EXCEPTION 'not this one'; END IF; RETURN NEW; END $$"
+            ).format(sql.Literal(bad.id))
+        )
+        bank_db.execute("CREATE TRIGGER refuse BEFORE INSERT ON pgqueue.outcome FOR EACH ROW EXECUTE FUNCTION public.refuse()")
+    work = workers.start("tests.apps.bank:app", "-w", "1")
+    wait_for(lambda: states(bank_db) == {"succeeded": 99, "failed": 1}, 100, f"the end\n{work.log()}")
+    with pytest.raises(JobFailed, match=r"BadValue: how it ended \(succeeded\) cannot be stored"):
+        bad.result(timeout=1)
+    assert violations(bank_db) == []

@@ -332,7 +332,7 @@ def test_children_that_ended_with_their_parent_come_back_with_it(
     ids = {n: child_id(job.id, 5, n) for n in range(3)}
     assert [app.job(id).status() for id in (job.id, *ids.values())] == ["waiting", "succeeded", "scheduled", "succeeded"]
     if ends == "out of time":
-        conn.execute("UPDATE pgqueue.job SET policy = policy || '{\"deadline\": \"2020-01-01T00:00:00Z\"}' WHERE parent IS NULL")
+        conn.execute('UPDATE pgqueue.job SET policy = policy || \'{"deadline": "2020-01-01T00:00:00Z"}\' WHERE parent IS NULL')
         conn.execute("UPDATE pgqueue.waiting SET until = '2020-01-01'")
         run(conn, protocol.wake(100))
         assert worker.claim() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,64 @@ def test_workers_run_the_versions_they_have(dsn: str, conn: psycopg.Connection[A
         hand.close()
     for app in (old, new, both):
         app.close()
+
+
+def test_an_old_worker_that_starts_again_does_not_bring_back_its_version(dsn: str, conn: psycopg.Connection[Any]) -> None:
+    old, new = App(dsn, queues=[Queue("other")]), App(dsn, queues=[Queue("other")])
+    old.workflow(name="flow", queue="other")(lambda: None)
+    new.workflow(name="flow", version=2, priority=1)(lambda: None)
+    for app, exact, known in ((old, False, ("other", 5, 1)), (new, False, ("default", 1, 2)), (old, False, ("default", 1, 2)),
+                              (old, True, ("other", 5, 1)), (new, False, ("default", 1, 2))):  # fmt: skip
+        run(conn, app.registration(exact=exact))
+        assert conn.execute("SELECT queue, priority, version FROM pgqueue.workflow WHERE name = 'flow'").fetchone() == known
+
+
+def test_the_try_after_a_kill_waits_as_after_any_failed_one(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    ran: list[int] = []
+
+    @app.step(name="slow", timeout=1, retry=Retry(3, backoff="1h", jitter=False))
+    def slow() -> None:
+        ran.append(1)
+
+    @app.workflow(name="flow")
+    def flow() -> None:
+        slow()
+
+    for function, seq in ((slow, 0), (flow, 1)):
+        job = function.enqueue()
+        ran.clear()
+        killed = Hand(app, dsn)
+        [claimed] = killed.claim()
+        run(conn, protocol.fence_worker(killed.id, None, "test"))
+        run(conn, protocol.reap(killed.id, [claimed.id], "timeout", "took too long", seq))
+        killed.close()
+        drain(app, dsn, due_now=False)
+        assert (ran, job.status()) == ([], "scheduled")
+        left = conn.execute("SELECT extract(epoch FROM run_at - clock_timestamp())::float8 FROM pgqueue.scheduled").fetchone()
+        assert left is not None
+        assert 3500 < left[0] <= 3600
+        drain(app, dsn)
+        assert (ran, job.status()) == ([1], "succeeded")
+        assert [a.kind for a in job.attempts()] == ["timeout"]
+
+
+def test_a_requeue_begins_the_time_again(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    @app.workflow(name="flow", timeout="1h")
+    def flow() -> float:
+        deadline = current().deadline
+        assert deadline is not None
+        return (deadline - datetime.now(UTC)).total_seconds()
+
+    job = flow.options(delay="5m").enqueue()
+    for _ in range(2):
+        conn.execute('UPDATE pgqueue.job SET policy = policy || \'{"deadline": "2020-01-01T00:00:00Z"}\'')
+        conn.execute("DELETE FROM pgqueue.scheduled")
+        conn.execute("INSERT INTO pgqueue.ready SELECT queue, 10, 0, id FROM pgqueue.job ON CONFLICT DO NOTHING")
+        drain(app, dsn)
+        assert job.status() == "failed"
+        assert job.requeue()
+    drain(app, dsn)
+    assert 3500 < job.result(timeout=1) <= 3600
 
 
 def test_versions_that_cannot_be(dsn: str) -> None:

@@ -262,6 +262,113 @@ def test_an_event_that_does_not_come(app: App, conn: psycopg.Connection[Any], ha
     assert job.result(timeout=1) == "wait_event('never') did not come within 3600 s"
 
 
+@pytest.mark.parametrize("sent", ["in time", "too late"])
+def test_what_is_sent_when_the_time_is_over_comes_too_late_whoever_looks_when(
+    app: App, conn: psycopg.Connection[Any], hand: Any, sent: str
+) -> None:
+    @app.workflow(name="waits")
+    def waits(what: str) -> Any:
+        try:
+            return wait_event("e", timeout="1h") if what == "event" else receive("t", timeout="1h")
+        except WaitTimeout:
+            return "timeout"
+
+    @app.workflow(name="later")
+    def later() -> Any:
+        return [receive("t"), wait_event("e")]
+
+    jobs = app.enqueue_many(waits.map(["event", "message"]))
+    worker = hand()
+    worker.drain(due_now=False)
+    app.send_event("e", 1)
+    assert jobs[1].send("t", 1)
+    ago = "clock_timestamp() - interval '1 minute'"
+    conn.execute(f"UPDATE pgqueue.wait SET until = {ago}")
+    conn.execute(f"UPDATE pgqueue.waiting SET until = {ago}")
+    if sent == "in time":
+        conn.execute(f"UPDATE pgqueue.event SET sent_at = {ago} - interval '1 second'")
+        conn.execute(f"UPDATE pgqueue.message SET sent_at = {ago} - interval '1 second'")
+    worker.drain(due_now=False)
+    assert [job.result(timeout=1) for job in jobs] == ([1, 1] if sent == "in time" else ["timeout", "timeout"])
+    other = later.enqueue()  # what came too late for one wait is there for another
+    worker.drain(due_now=False)
+    other.send("t", 2)
+    worker.drain(due_now=False)
+    assert other.result(timeout=1) == [2, 1]
+
+
+def test_sleep_until_goes_by_the_clock_of_the_database(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    moment = datetime.now(UTC) + timedelta(hours=2)
+
+    @app.workflow(name="sleepy")
+    def sleepy() -> None:
+        sleep_until(moment)
+
+    conn.execute("""
+        CREATE OR REPLACE FUNCTION pgqueue.clock() RETURNS timestamptz LANGUAGE sql VOLATILE
+            AS $$ SELECT clock_timestamp() + interval '1 hour' $$
+    """)
+    job, worker = sleepy.enqueue(), hand()
+    worker.drain(due_now=False)
+    assert conn.execute("SELECT run_at FROM pgqueue.scheduled").fetchone() == (moment,)
+    conn.execute("""
+        CREATE OR REPLACE FUNCTION pgqueue.clock() RETURNS timestamptz LANGUAGE sql VOLATILE
+            AS $$ SELECT clock_timestamp() + interval '3 hours' $$
+    """)
+    conn.execute("UPDATE pgqueue.scheduled SET run_at = clock_timestamp()")
+    run(conn, protocol.promote(10))
+    worker.drain(due_now=False)
+    assert job.status() == "succeeded"
+
+
+@both.def_only("the handle of async code is another one")
+def test_a_job_that_asks_for_its_own_result(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.workflow(name="selfish")
+    def selfish() -> Any:
+        return app.job(current().job_id).result()
+
+    job = selfish.enqueue()
+    hand().drain()
+    with pytest.raises(JobFailed, match="asks for its own result"):
+        job.result(timeout=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("1e999", "no double"), ("-1e400", "no double"), ("1" * 400, "no double"), ("[" * 600 + "]" * 600, "500 deep"),
+     ("[1e99]", None), ('["1e999", "' + "[" * 600 + '"]', None), ("[" * 400 + "]" * 400, None)],
+)  # fmt: skip
+def test_sql_sends_what_can_be_read(app: App, conn: psycopg.Connection[Any], hand: Any, value: str, message: str | None) -> None:
+    @app.workflow(name="waits")
+    def waits() -> int:
+        wait_event("e")
+        receive("t")
+        return 1
+
+    job = waits.enqueue()
+    for send in ("send_event('e', %s::json)", f"send_message('{job.id}', 't', %s::json)"):
+        if message is None:
+            conn.execute(f"SELECT pgqueue.{send}", (value,))  # type: ignore[arg-type]
+        else:
+            with pytest.raises(psycopg.Error, match=message):
+                conn.execute(f"SELECT pgqueue.{send}", (value,))  # type: ignore[arg-type]
+    if message is None:
+        hand().drain()
+        assert job.result(timeout=1) == 1
+
+
+def test_what_somebody_wrote_into_the_table_and_cannot_be_read(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.workflow(name="waits")
+    def waits() -> Any:
+        return wait_event("e")
+
+    conn.execute("INSERT INTO pgqueue.event VALUES ('e', repeat('[', 5000) || repeat(']', 5000), now())")
+    job = waits.enqueue()
+    hand().drain()
+    with pytest.raises(JobFailed, match=r"what came for wait_event.'e'. cannot be read"):
+        job.result(timeout=1)
+
+
 def test_what_cannot_be_a_key_or_a_value(app: App, conn: psycopg.Connection[Any]) -> None:
     for key, value in [("", 1), ("x" * 600, 1), ("a", float("nan")), ("a", "\0"), ("a", "x" * (1 << 21))]:
         with pytest.raises(BadValue):

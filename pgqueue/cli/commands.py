@@ -84,7 +84,7 @@ def migrate_command(target: str | None, check: bool, sql: bool, roles: bool, dsn
         applied = migrate.migrate(conn, roles)
         click.echo(f"applied migrations: {', '.join(map(str, applied))}" if applied else "the schema was up to date")
         if app:
-            database.run(conn, app.registration())
+            database.run(conn, app.registration(exact=True))
             click.echo(f"registered {len(app.queues)} queues and {len(app.functions)} workflows, steps and transactions")
 
 

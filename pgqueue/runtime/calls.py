@@ -87,9 +87,10 @@ class Calls:
         """The same, to be awaited. The step has its number from now on, whenever it is awaited."""
         self._run.only_in_the_worker()
         if not self._run.ground.on_loop:
-            raise WrongColour(
-                f"{function.name} has to be awaited, and was called in a def: make the caller an async def, or this one a def"
-            )
+            way_out = "make the caller an async def, or this one a def"
+            if function.kind == "workflow":  # a job of its own, whose colour is its own affair
+                way_out = f"write gather({function.short_name}.call(...))[0]"
+            raise WrongColour(f"{function.name} has to be awaited, and was called in a def: {way_out}")
         if function.kind == "workflow" and self.in_body:
             return _first(self.agather([Call(function, arguments, Options())], False))
         return self._call(function, self._number(function), arguments)

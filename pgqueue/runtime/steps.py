@@ -109,12 +109,17 @@ async def _transact(
 
 
 async def check_tries(run: JobRun, function: Function[Any, Any], seq: int) -> None:
-    """StepTimeout if time limits have used up the tries of a step: nobody was left to say so when the last one was over."""
+    """What follows a try that was killed because of its time limit: nobody was left to say so then. StepTimeout if it was the
+    last one; otherwise the job is put off first, as after any failed try."""
     if not run.job.suspect or function.definition.timeout is None:
         return
-    failed = await run.ask(protocol.attempts(run.job_id, seq or None))
-    if failed and not run.policy(function).again(failed, StepTimeout()):
+    failed, policy = await run.ask(protocol.attempts(run.job_id, seq or None)), run.policy(function)
+    if failed and not policy.again(failed, StepTimeout()):
         raise StepTimeout(f"{function.name} took longer than {function.definition.timeout:g} s, {failed} times")
+    past = await run.ask(protocol.attempt_rows(run.job_id))
+    if not past or past[-1][:2] != ("timeout", seq or None):
+        return
+    run.end(Unwind(run.settlement("retry", {"delay": policy.wait(failed)})))
 
 
 async def _step_failed(run: JobRun, function: Function[Any, Any], seq: int, error: BaseException, over: bool = False) -> NoReturn:

@@ -12,7 +12,7 @@ import msgspec
 
 from pgqueue import protocol
 from pgqueue.context import Wait
-from pgqueue.errors import ClaimLost, JobCancelled, JobFailed, UnknownJob, WaitTimeout
+from pgqueue.errors import BadValue, ClaimLost, JobCancelled, JobFailed, OutsideJob, UnknownJob, WaitTimeout
 from pgqueue.failpoints import failpoint
 from pgqueue.model import Settlement
 from pgqueue.runtime.counting import count_step
@@ -34,8 +34,12 @@ async def wait(run: JobRun, seq: int, wait: Wait, fresh: bool = False) -> dict[s
         if recorded is None or recorded.pending:
             return await _come(run, seq, wait, recorded, fresh)
         await run.ground.others_first()
+<<<<<<< HEAD
         count_step(run, wait.name, wait.kind, "replayed")
         return _read(recorded.result)
+=======
+        return _read(recorded.result, wait.what)
+>>>>>>> 720bdbc (What comes after a wait's time is too late; sleep_until by the database's clock; an end that cannot be stored fails its own job only; a killed try has its backoff)
 
 
 async def _come(run: JobRun, seq: int, wait: Wait, recorded: Recorded | None, fresh: bool) -> dict[str, Any]:
@@ -46,7 +50,7 @@ async def _come(run: JobRun, seq: int, wait: Wait, recorded: Recorded | None, fr
         await run.store(seq, wait.name, '{"timeout":true}')
         count_step(run, wait.name, wait.kind, "succeeded")
         return {"timeout": True}
-    while not (recorded is None and fresh):
+    while not (recorded is None and fresh):  # also a sleep_until(), whose moment may have passed
         call = protocol.proceed(run.job_id, run.job.token, run.history.seen, seq, wait.name, wait.kind, wait.key)
         answer, result, left = await run.ask(call)
         if answer == "lost":
@@ -54,7 +58,7 @@ async def _come(run: JobRun, seq: int, wait: Wait, recorded: Recorded | None, fr
         if answer != "wait":
             count_step(run, wait.name, wait.kind, "succeeded")
             run.stored(seq, answer == "cancel")
-            return _read(result)
+            return _read(result, wait.what)
         if left is None or left > SHORT:
             break
         await run.ground.sessions.pause(max(0.0, left))
@@ -69,8 +73,11 @@ async def suspend(run: JobRun, seq: int, wait: Wait) -> NoReturn:
     run.unwind(Settlement(run.job, "suspend", None, run.history.seen, msgspec.json.encode(detail).decode()))
 
 
-def _read(text: str | None) -> dict[str, Any]:
-    value: dict[str, Any] = msgspec.json.decode(text or "{}")
+def _read(text: str | None, what: str) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = msgspec.json.decode(text or "{}")
+    except (ValueError, RecursionError) as error:  # SQL may have sent what JSON allows and Python cannot read
+        raise BadValue(f"what came for {what} cannot be read: {error}") from None
     return value
 
 
@@ -95,6 +102,8 @@ def result_of(ending: dict[str, Any], job: str, name: str, codec: Codec, seq: in
 
 async def job_result(run: JobRun, seq: int, job: str, codec: Codec) -> Any:
     """What ``job.result()`` does in a workflow."""
+    if job == run.job_id:
+        raise OutsideJob(f"job {job} asks for its own result, which is what it returns: it would wait for ever")
     ending = await wait(run, seq, Wait("job", job, None, f"the result of job {job}"))
     return result_of(ending, job, "", codec, seq)
 

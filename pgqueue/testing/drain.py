@@ -42,7 +42,7 @@ async def _serve(app: App, worker: Worker, place: Place, limit: int | None, rais
     ran: list[Ran] = []
     job = worker.claim() if limit != 0 else None
     if job is None:
-        return ran
+        return worker.ended_otherwise(ran)
     await _call_hooks(app, "worker_start", place)
     try:
         while job is not None:
@@ -53,7 +53,7 @@ async def _serve(app: App, worker: Worker, place: Place, limit: int | None, rais
             ran.append(worker.settle(job, settlement, error))
             _log(ran[-1])
             job = worker.claim() if len(ran) != limit else None
-        return ran
+        return ran + worker.ended_otherwise(ran)
     finally:
         await _call_hooks(app, "worker_stop", place)
 

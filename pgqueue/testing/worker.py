@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
+
+from psycopg import sql
 
 from pgqueue import protocol
 from pgqueue.app import App
@@ -14,10 +18,11 @@ from pgqueue.database import connect, run
 from pgqueue.errors import PgQueueError
 from pgqueue.housekeeper.recovery import bury
 from pgqueue.ids import Process, new_token
-from pgqueue.model import LANES, ClaimedJob, Settlement
+from pgqueue.model import ENDED, LANES, ClaimedJob, Settlement
 from pgqueue.values import read_error
 
 _OUTCOMES = {"suspend": "suspended"}
+_ENDED = (resources.files("pgqueue.testing") / "ended.sql").read_text()
 BUSY_PAUSE = 0.05  # seconds before a settlement is sent again that a session of its job still holds
 
 
@@ -40,6 +45,7 @@ class Worker:
         self.id = str(uuid.uuid4())
         self._conn = connect(dsn, f"pgqueue:{self.id}:claims")
         self.max_bytes = run(self._conn, protocol.register_worker(self.id, Process.of(os.getpid())))
+        self._since = self._conn.execute("SELECT pgqueue.clock()").fetchone()
 
     def claim(self) -> ClaimedJob | None:
         """The next job that is ready, or due by now."""
@@ -72,6 +78,16 @@ class Worker:
                 job, "lost" if settlement is None or answer else _OUTCOMES.get(settlement.how, settlement.how), None, raised
             )
         return Ran(job, status, read_error(error) if status == "failed" else None, raised)
+
+    def ended_otherwise(self, ran: Sequence[Ran]) -> list[Ran]:
+        """Jobs that have ended meanwhile, but not in a run: they were cancelled, or their time was over."""
+        known = {one.job.id for one in ran if one.outcome in ENDED}
+        rows = self._conn.execute(sql.SQL(_ENDED).format(since=sql.Literal(self._since and self._since[0])))
+        return [
+            Ran(ClaimedJob(id, 0, name, "", queue, 0, None), state, read_error(error) if state == "failed" else None, None)
+            for id, name, queue, state, error in rows
+            if id not in known
+        ]
 
     def close(self) -> None:
         """Leave."""

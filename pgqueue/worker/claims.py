@@ -27,12 +27,13 @@ from pgqueue.ids import digest, new_token
 from pgqueue.meter import Meter
 from pgqueue.metrics import DB_ERRORS
 from pgqueue.model import ClaimedJob, Settlement
-from pgqueue.runtime.wire import Wire, check, rows
+from pgqueue.runtime.wire import Wire
 from pgqueue.slots import HELD, Order, Phase, Slot
 from pgqueue.worker.counting import count_claim, count_run
 from pgqueue.worker.hints import ScanHints
 from pgqueue.worker.inbox import HOSTAGE_AFTER, Half, Inbox
 from pgqueue.worker.pace import MOST
+from pgqueue.worker.refused import answer, granted, settle_singly
 
 log = logging.getLogger(__name__)
 
@@ -223,13 +224,20 @@ class Claims(threading.Thread):
             claiming = [protocol.newest_position(), self._claim(token, want, queues)]
         answers = self._send(conn, settling, claiming)
         if batch:
+            settled = answers.pop(0)
+            if isinstance(settled, psycopg.Error):
+                settled = settle_singly(batch, lambda call: self._send(conn, [call])[0])
             failpoint("settle.committed")
-            self._unsettled = waiting + self._acknowledge(batch, answers.pop(0))
+            self._unsettled = waiting + self._acknowledge(batch, settled)
         if not want:
             return 0
         failpoint("claim.committed")
+<<<<<<< HEAD
         newest, found = answers
         count_claim(self._meter, len(found))
+=======
+        newest, found = map(granted, answers)
+>>>>>>> 720bdbc (What comes after a wait's time is too late; sleep_until by the database's clock; an end that cannot be stored fails its own job only; a killed try has its backoff)
         self._hints.learn(queues, found, newest, want, time.monotonic() - began)
         self._receive([job for job, _ in found], token)
         return len(found)
@@ -241,9 +249,8 @@ class Claims(threading.Thread):
         with conn.lock:
             self._wire.send(*groups)
             results = conn.wait(self._wire.answers())
-        check(results)
         calls = [call for group in groups for call in group]
-        return [call.read(rows(conn, result)) for call, result in zip(calls, results, strict=True)]
+        return [answer(conn, call, result) for call, result in zip(calls, results, strict=True)]
 
     def _claim(self, token: int, want: int, queues: list[str]) -> protocol.Call[list[tuple[ClaimedJob, int]]]:
         """The next claim. Each begins with another queue, so that a full one does not starve the others; every 16th reads the

@@ -1,6 +1,7 @@
 -- A job has come to a wait (or comes back to one). Answers `stored` with the result, which is checkpointed, where what it waits for is
 -- there or its time is over; `cancel` (the same, and somebody asks that the job be cancelled); `wait`, with the seconds that are left
--- (null: no limit); or `lost`. kind sleep: key is not used. A message is taken in the transaction of its checkpoint: exactly once.
+-- (null: no limit); or `lost`. What was sent when the time of the wait was over came too late, whoever looks when. kind sleep: key is the
+-- moment, or empty. A message is taken in the transaction of its checkpoint: exactly once.
 CREATE OR REPLACE FUNCTION pgqueue.proceed(
     job uuid, token bigint, seen integer, seq integer, name text, kind text, key text,
     OUT answer text, OUT result text, OUT seconds double precision)
@@ -17,11 +18,15 @@ BEGIN
         RETURN;
     END IF;
     SELECT w.until INTO until FROM pgqueue.wait w WHERE w.job_id = job AND w.seq = proceed.seq;
-    IF kind = 'event' THEN
-        SELECT json_build_object('value', e.value::json) INTO result FROM pgqueue.event e WHERE e.key = proceed.key;
+    IF kind = 'sleep' THEN
+        until := coalesce(until, nullif(key, '')::timestamptz);
+    ELSIF kind = 'event' THEN
+        SELECT json_build_object('value', e.value::json) INTO result
+          FROM pgqueue.event e WHERE e.key = proceed.key AND (until IS NULL OR e.sent_at <= until);
     ELSIF kind = 'message' THEN
         DELETE FROM pgqueue.message m
          WHERE m.ctid = (SELECT n.ctid FROM pgqueue.message n WHERE n.job_id = job AND n.topic = proceed.key ORDER BY n.pos LIMIT 1)
+           AND (until IS NULL OR m.sent_at <= until)
         RETURNING json_build_object('value', m.value::json) INTO result;
     ELSIF kind = 'job' THEN
         SELECT CASE WHEN j.id IS NULL THEN json_build_object('status', 'unknown') ELSE pgqueue.ending(o) END INTO result

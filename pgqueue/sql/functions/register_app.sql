@@ -1,6 +1,7 @@
 -- Makes the queues and workflows of an App known to SQL producers. What operators have chosen for a queue stays in force over what the
--- App declares (see apply_limits). Called by "pgqueue migrate MODULE:APP" and by every starting worker. The schedules are all that
--- this App has (null: it says nothing of schedules).
+-- App declares (see apply_limits). Called by "pgqueue migrate MODULE:APP" and by every starting worker. A worker with an older version
+-- of a workflow changes nothing about it; migrate does ("exact": true). The schedules are all that this App has (null: it says nothing of
+-- schedules).
 CREATE OR REPLACE FUNCTION pgqueue.register_app(queues json, workflows json, app text DEFAULT NULL, schedules json DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -28,7 +29,9 @@ BEGIN
            w.kind, w.queue, w.priority, w.max_crashes, w.key, coalesce(w.version, 1), w.timeout, w.on_failure, pgqueue.clock()
       FROM json_to_recordset(workflows) AS w(name text, aliases json, kind text, queue text, priority smallint,
                                              max_crashes integer, key text, version integer, timeout double precision,
-                                             on_failure text)
+                                             on_failure text, exact boolean)
+      LEFT JOIN pgqueue.workflow o ON o.name = w.name
+     WHERE w.exact OR o.name IS NULL OR coalesce(w.version, 1) >= o.version
      ORDER BY w.name
     ON CONFLICT (name) DO UPDATE
        SET kind = excluded.kind, queue = excluded.queue, priority = excluded.priority,

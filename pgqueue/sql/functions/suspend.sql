@@ -1,5 +1,6 @@
 -- The part of settle for jobs that wait: they leave their worker, and nothing of them is held until they may go on. What a
--- job waits for is in its detail: {"seq", "name", "kind", "key", "seconds"}; a wait that was begun before keeps its end. Answers
+-- job waits for is in its detail: {"seq", "name", "kind", "key", "seconds"} (a sleep has in its key until when, or nothing); a wait that was
+-- begun before keeps its end. Answers
 -- which jobs were suspended (or ended, because somebody had asked to cancel them).
 CREATE OR REPLACE FUNCTION pgqueue.suspend(jobs uuid[], tokens bigint[], seen integer[], details json[]) RETURNS uuid[]
 LANGUAGE plpgsql VOLATILE
@@ -15,7 +16,8 @@ DECLARE
 BEGIN
     WITH held AS MATERIALIZED (
         SELECT r.ctid AS tid, r.job_id, r.claim, r.queue, r.lane, r.limited || '/' || r.key AS turn, d.*, c.job_id IS NOT NULL AS cancelled, (j.policy ->> 'deadline')::timestamptz AS deadline,
-               CASE WHEN w.job_id IS NULL THEN stamp + make_interval(secs => d.seconds) ELSE w.until END AS until
+               CASE WHEN w.job_id IS NOT NULL THEN w.until WHEN d.kind = 'sleep' AND d.key <> '' THEN d.key::timestamptz
+                    ELSE stamp + make_interval(secs => d.seconds) END AS until
           FROM unnest(jobs, tokens, seen, details) AS g(job, token, seen, detail)
          CROSS JOIN LATERAL json_to_record(g.detail) AS d(seq integer, name text, kind text, key text, seconds double precision)
           JOIN pgqueue.running r ON r.job_id = g.job AND r.claim = g.token
