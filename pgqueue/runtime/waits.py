@@ -34,12 +34,8 @@ async def wait(run: JobRun, seq: int, wait: Wait, fresh: bool = False) -> dict[s
         if recorded is None or recorded.pending:
             return await _come(run, seq, wait, recorded, fresh)
         await run.ground.others_first()
-<<<<<<< HEAD
         count_step(run, wait.name, wait.kind, "replayed")
-        return _read(recorded.result)
-=======
         return _read(recorded.result, wait.what)
->>>>>>> 720bdbc (What comes after a wait's time is too late; sleep_until by the database's clock; an end that cannot be stored fails its own job only; a killed try has its backoff)
 
 
 async def _come(run: JobRun, seq: int, wait: Wait, recorded: Recorded | None, fresh: bool) -> dict[str, Any]:

@@ -232,12 +232,8 @@ class Claims(threading.Thread):
         if not want:
             return 0
         failpoint("claim.committed")
-<<<<<<< HEAD
-        newest, found = answers
-        count_claim(self._meter, len(found))
-=======
         newest, found = map(granted, answers)
->>>>>>> 720bdbc (What comes after a wait's time is too late; sleep_until by the database's clock; an end that cannot be stored fails its own job only; a killed try has its backoff)
+        count_claim(self._meter, len(found))
         self._hints.learn(queues, found, newest, want, time.monotonic() - began)
         self._receive([job for job, _ in found], token)
         return len(found)
