@@ -45,7 +45,6 @@ class Worker:
         self.id = str(uuid.uuid4())
         self._conn = connect(dsn, f"pgqueue:{self.id}:claims")
         self.max_bytes = run(self._conn, protocol.register_worker(self.id, Process.of(os.getpid())))
-        self._since = self._conn.execute("SELECT pgqueue.clock()").fetchone()
 
     def claim(self) -> ClaimedJob | None:
         """The next job that is ready, or due by now."""
@@ -82,7 +81,7 @@ class Worker:
     def ended_otherwise(self, ran: Sequence[Ran]) -> list[Ran]:
         """Jobs that have ended meanwhile, but not in a run: they were cancelled, or their time was over."""
         known = {one.job.id for one in ran if one.outcome in ENDED}
-        rows = self._conn.execute(sql.SQL(_ENDED).format(since=sql.Literal(self._since and self._since[0])))
+        rows = self._conn.execute(sql.SQL(_ENDED).format(worker=sql.Literal(self.id)))
         return [
             Ran(ClaimedJob(id, 0, name, "", queue, 0, None), state, read_error(error) if state == "failed" else None, None)
             for id, name, queue, state, error in rows
