@@ -18,7 +18,7 @@ from pgqueue.errors import Configuration
 from pgqueue.migrate import migrate
 
 #: Nothing here has to survive a crash of the machine.
-SETTINGS = {"fsync": "off", "full_page_writes": "off"}
+SETTINGS = {"fsync": "off", "full_page_writes": "off", "wal_level": "minimal", "max_wal_senders": "0"}
 
 _numbers = itertools.count(1)
 

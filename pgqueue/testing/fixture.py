@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from importlib import resources
 from types import TracebackType
@@ -16,15 +16,18 @@ import pytest
 from psycopg import sql
 
 from pgqueue.app import App
-from pgqueue.client import AsyncClient, Client
+from pgqueue.client import AsyncClient, Client, Job
 from pgqueue.colour import blocking
 from pgqueue.database import connect, run
 from pgqueue.errors import JobFailed
 from pgqueue.functions import Enqueueable, Function
 from pgqueue.housekeeper.ticks import tick_due
 from pgqueue.retry import Duration, seconds
+from pgqueue.testing.crash_matrix import Matrix
+from pgqueue.testing.databases import copied
 from pgqueue.testing.drain import drain
 from pgqueue.testing.enqueued import Enqueued, Wanted, enqueued, listed
+from pgqueue.testing.picture import CrashMatrix
 from pgqueue.testing.places import InThisThread, OnThisLoop
 from pgqueue.testing.worker import Ran
 
@@ -35,9 +38,10 @@ _CLOCK = (resources.files("pgqueue.testing") / "clock.sql").read_text()
 class PgQueueFixture:
     """A fresh database, in which the App works as long as the test runs."""
 
-    def __init__(self, app: App, dsn: str) -> None:
+    def __init__(self, app: App, dsn: str, server: str) -> None:
         self.app = app
         self.dsn = dsn
+        self._server = server
         self._ahead = timedelta()
         self._stack = ExitStack()
 
@@ -108,12 +112,7 @@ class PgQueueFixture:
         JobFailed is raised at the end, with the job's own error as its cause; ``raise_failures=False`` only counts it.
         """
         __tracebackhide__ = True
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            raise RuntimeError("drain() would block the event loop: in async code write await pgqueue.adrain()")
+        _not_on_a_loop("drain() would block the event loop: in async code write await pgqueue.adrain()")
         return _counted(blocking(drain(self.app, self.dsn, InThisThread, limit)), raise_failures)
 
     async def adrain(self, *, limit: int | None = None, raise_failures: bool = True) -> Counter[str]:
@@ -130,6 +129,85 @@ class PgQueueFixture:
         self._conn.execute(sql.SQL(_CLOCK).format(ahead=sql.Literal(self._ahead)))
         while tick_due(self._conn)[1] == 0:
             pass
+
+    # ---------------------------------------------------------------------------------------------- crashes
+
+    def crash_matrix(
+        self,
+        f: Enqueueable[..., Any],
+        /,
+        *args: Any,
+        check: Callable[[Job[Any]], object],
+        setup: Callable[[], object] = lambda: None,
+        meanwhile: Callable[[Job[Any]], object] = lambda _: None,
+        **kwargs: Any,
+    ) -> CrashMatrix:
+        """Run ``f(*args)`` once per boundary, kill it there, resume it, and call ``check(job)`` when it has ended.
+
+        The boundaries are those before and after each step, between its effect and its checkpoint, inside COMMIT, and after
+        COMMIT before the answer. Each run has a copy of the database as it is now (``connect()`` is to that copy), and processes
+        of its own, which die of SIGKILL: what the code leaves in variables is gone. ``setup()`` is called before each run, for
+        what is not in the database. ``meanwhile(job)`` is called when nothing can go on, to send what the job waits for; if
+        still nothing can, the clock moves on until something is due.
+
+        Returns what was tried; ``print`` shows it. AssertionError, with the same picture, if ``check`` raised (or returned
+        False) after any of them. If it does so without a kill, that error comes out as it is.
+        """
+        __tracebackhide__ = True
+        _not_on_a_loop("crash_matrix() would block the event loop: call it from a test that is a def")
+        call = f.call(*args, **kwargs)
+        with self._away():
+            found = Matrix(self, call, self._copies(), check, setup, meanwhile).run()
+        if found.broken:
+            raise AssertionError(str(found))
+        return found
+
+    @contextmanager
+    def _away(self) -> Iterator[None]:
+        """Without our own connections to this database."""
+        self._conn.close()
+        self.app.client.close()
+        _close_async(self.app.async_client)
+        try:
+            yield
+        finally:
+            self._conn = self._stack.enter_context(connect(self.dsn, "pgqueue:testing"))
+
+    def _copies(self) -> Callable[[], AbstractContextManager[None]]:
+        """A block in which this fixture works in a fresh copy of its database. Nobody may be connected to that meanwhile."""
+        original = self.dsn
+
+        @contextmanager
+        def copy() -> Iterator[None]:
+            try:
+                with copied(self._server, original) as dsn, self._moved(dsn):
+                    yield
+            except psycopg.errors.ObjectInUse:
+                raise RuntimeError(
+                    "crash_matrix() copies the database of the test, and a connection to it is open: close it before "
+                    "(with pgqueue.connect() as conn: ...), and let check and setup open their own, which are to the copy"
+                ) from None
+
+        return copy
+
+    @contextmanager
+    def _moved(self, dsn: str) -> Iterator[None]:
+        """This fixture works in another database."""
+        before = self.dsn, self._ahead, self._stack, self._conn
+        self.dsn, self._stack = dsn, ExitStack()
+        try:
+            with self:
+                yield
+        finally:
+            self.dsn, self._ahead, self._stack, self._conn = before
+
+
+def _not_on_a_loop(message: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(message)
 
 
 def _counted(jobs: Sequence[Ran], raise_failures: bool) -> Counter[str]:

@@ -67,5 +67,5 @@ def pgqueue(
 
     if not isinstance(pgqueue_app, App):
         pytest.fail(f"the fixture pgqueue_app has to return a pgqueue App, not {pgqueue_app!r}", pytrace=False)
-    with copied(pgqueue_server, pgqueue_template) as dsn, PgQueueFixture(pgqueue_app, dsn) as fixture:
+    with copied(pgqueue_server, pgqueue_template) as dsn, PgQueueFixture(pgqueue_app, dsn, pgqueue_server) as fixture:
         yield fixture

@@ -16,6 +16,7 @@ from pgqueue import protocol
 from pgqueue.app import App
 from pgqueue.database import connect, run
 from pgqueue.errors import PgQueueError
+from pgqueue.failpoints import failpoint
 from pgqueue.housekeeper.recovery import bury
 from pgqueue.ids import Process, new_token
 from pgqueue.model import ENDED, LANES, ClaimedJob, Settlement
@@ -65,6 +66,7 @@ class Worker:
 
     def settle(self, job: ClaimedJob, settlement: Settlement | None, raised: BaseException | None) -> Ran:
         """End the claim, and see what became of the job."""
+        failpoint("settle.before")
         answer = "" if settlement is None else "busy"
         while settlement is not None and answer == "busy":
             answer = run(self._conn, protocol.settle([settlement])).get(job.id, "")
