@@ -166,9 +166,7 @@ def test_the_body_of_a_workflow_runs_again(fixture: PgQueueFixture) -> None:
 
 
 def test_a_wait_that_nothing_ends_is_said(fixture: PgQueueFixture) -> None:
-    with pytest.raises(
-        AssertionError, match=r"the job waits \(event nobody sends it\): let crash_matrix\(meanwhile="
-    ):
+    with pytest.raises(AssertionError, match=r"the job waits \(event nobody sends it\): let crash_matrix\(meanwhile="):
         fixture.crash_matrix(waits, check=lambda job: None)
 
 

@@ -40,8 +40,8 @@ class Broken:
 
     @property
     def line(self) -> str:
-        """The error, in one line."""
-        text = " ".join(str(self.error).split())
+        """The error, in one line. (What pytest says of an assertion begins with its message and the values.)"""
+        text = " ".join(" ".join(str(self.error).splitlines()[:2]).split())
         kind = type(self.error).__name__
         return f"{kind}: {text}" if text else kind
 
