@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test sweep scale limits docs lint types wheel check clean
+.PHONY: help demo test sweep chaos soak scale limits docs lint types wheel check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,6 +13,9 @@ NEWEST := 18
 PG := $(NEWEST)
 # More arguments for pytest: make test T="-k cron -x"
 T :=
+# How long `make soak` is, and more arguments for the chaos suite: make soak MINUTES=60 CHAOS="--seed 7 --out somewhere"
+MINUTES := 60
+CHAOS :=
 # Tests at once. Most of the time they wait for processes. Each of them starts a PostgreSQL of its own.
 AT_ONCE := 2
 
@@ -36,6 +39,12 @@ test: $(VENV)/.dev $(BINARIES) ## run the tests; PG=15, 16, 17 or 18 (the defaul
 sweep: $(VENV)/.dev $(BINARIES) ## break pgqueue at every failpoint in every way, one by one (minutes)
 	$(BIN)/python -m pytest -m sweep $(T)
 
+chaos: $(VENV)/.dev $(BINARIES) ## the chaos suite: each fault at each place, one by one, and every cut of the wire (minutes)
+	$(BIN)/pgqueue chaos run --plan sweep $(CHAOS)
+
+soak: $(VENV)/.dev $(BINARIES) ## the chaos suite: everything at random, for MINUTES=60
+	$(BIN)/pgqueue chaos run --plan soak --minutes $(MINUTES) $(CHAOS)
+
 scale: $(VENV)/.dev $(BINARIES) ## 10,000 children, 200,000 waiting jobs, with kills: what stays exact, and what it costs (minutes)
 	$(BIN)/python -m pytest -m scale -s $(T)
 
@@ -52,14 +61,15 @@ lint: $(VENV)/.dev ## check style and format
 types: $(VENV)/.dev ## check the types
 	$(BIN)/mypy
 
-wheel: $(VENV)/.dev ## build the distribution, install it elsewhere, and run its demo from an empty directory
+wheel: $(VENV)/.dev ## build the distribution, install it elsewhere, run its demo and a little chaos from an empty directory
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 	@set -eu; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
 	echo "smoke test of $$(echo dist/*.whl)"; \
 	$(BIN)/python -m venv "$$place/venv"; \
 	"$$place/venv/bin/python" -m pip --disable-pip-version-check --quiet install "$$(echo dist/*.whl)[embedded]"; \
-	mkdir "$$place/empty"; cd "$$place/empty"; ../venv/bin/pgqueue demo
+	mkdir "$$place/empty"; cd "$$place/empty"; ../venv/bin/pgqueue demo; \
+	../venv/bin/pgqueue chaos run --plan smoke --minutes 0.2
 
 check: lint types test wheel ## all of it
 

@@ -41,13 +41,13 @@ class HeldCommits:
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self._conn = conn
-        self._conn.execute(_FUNCTION)  # type: ignore[call-overload]
+        self._conn.execute(_FUNCTION)
         self.close()
 
     def hold(self, table: str, event: str = "INSERT", who: str = "", nth: int = 1) -> None:
         """Hold the commits of this event on this table, from the nth row on. ``who``: a pattern for the application_name of the
         sessions meant."""
-        self._conn.execute(_TRIGGER.format(event, table, who, nth))  # type: ignore[call-overload]
+        self._conn.execute(_TRIGGER.format(event, table, who, nth))
 
     def waiting(self) -> list[int]:
         """The server processes that are being held."""
@@ -77,7 +77,7 @@ def ghost_standby(conn: psycopg.Connection[Any]) -> Iterator[None]:
 
 
 def _set_standby(conn: psycopg.Connection[Any], name: str) -> None:
-    conn.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")  # type: ignore[call-overload]
+    conn.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
     conn.execute("SELECT pg_reload_conf()")
 
 

@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -49,7 +50,7 @@ class Controller:
         self._target = target
         self._environment = environment or {}
         self._programs: list[Program] = []
-        self._conn: psycopg.Connection[Any] | None = None
+        self._sessions: dict[int, psycopg.Connection[Any]] = {}  # by thread
         self._began = time.monotonic()
         self._events = (directory / "events.jsonl").open("a")
 
@@ -59,8 +60,8 @@ class Controller:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for program in self._programs:
             program.kill()
-        if self._conn is not None:
-            self._conn.close()
+        for conn in self._sessions.values():
+            conn.close()
         self._events.close()
 
     # --------------------------------------------------------------------------------------------- programs
@@ -167,10 +168,12 @@ class Controller:
 
     @property
     def conn(self) -> psycopg.Connection[Any]:
-        """The controller's own session, opened again where a fault took it. Waits for the server."""
-        if self._conn is None or self._conn.closed:
-            self._conn = wait_for(self._connected, "the server to answer")
-        return self._conn
+        """The controller's own session, one for each of its threads, opened again where a fault took it. Waits for the server."""
+        thread = threading.get_ident()
+        conn = self._sessions.get(thread)
+        if conn is None or conn.closed:
+            conn = self._sessions[thread] = wait_for(self._connected, "the server to answer")
+        return conn
 
     def _connected(self) -> psycopg.Connection[Any] | None:
         try:

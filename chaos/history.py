@@ -1,4 +1,5 @@
-"""The history of the running jobs, in the order in which it was committed: what the server itself decodes from its log.
+"""The history of the running jobs and of what they did, in the order in which it was committed: what the server itself decodes
+from its log.
 
 Neither pgqueue's word nor a sample: between two commits nothing changes, so what holds behind each of them holds in every
 snapshot. Needs ``wal_level = logical`` and the right to use a replication slot.
@@ -17,7 +18,7 @@ import psycopg
 
 _READ = """
 SELECT data FROM pg_logical_slot_get_changes(%s, NULL, NULL, 'include-timestamp', 'on', 'skip-empty-xacts', 'on')
- WHERE data ~ '^(COMMIT|message: transactional: 1 prefix: chaos,|table pgqueue\\.running: )'
+ WHERE data ~ '^(COMMIT|message: transactional: 1 prefix: chaos|table (pgqueue\\.(running|checkpoint|outcome)|public\\.effect): )'
 """
 NEVER = datetime.min.replace(tzinfo=UTC)
 _COLUMN = re.compile(r"(\w+)\[[^\]]+\]:('(?:[^']|'')*'|\S+)")
@@ -37,13 +38,26 @@ class Start:
     cost: int
 
 
+@dataclass(frozen=True)
+class Step:
+    """A checkpoint."""
+
+    job: str
+    seq: int
+    name: str
+    failed: bool
+
+
 @dataclass
 class Commit:
-    """What one transaction did to the running jobs, and what a test has noted in it."""
+    """What one transaction did to the running jobs, what it stored of them, and what a test has noted in it."""
 
     at: datetime
     began: list[Start] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    outcomes: list[tuple[str, str]] = field(default_factory=list)  # job, status
+    effects: list[tuple[str, int]] = field(default_factory=list)  # job, seq: rows of an application's own table `effect`
     note: str | None = None
 
 
@@ -52,21 +66,44 @@ class History:
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self._conn = conn
-        self._slot = f"chaos_{uuid.uuid4().hex}"
-        conn.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", (self._slot,))
+        self._slot = begin(conn)
 
     def note(self, text: str) -> None:
         """A note in the history, as a part of the transaction that is open."""
         self._conn.execute("SELECT pg_logical_emit_message(true, 'chaos', %s)", (text,))
 
     def read(self) -> list[Commit]:
-        self._conn.execute("SET timezone = 'UTC'")
-        lines = [row[0] for row in self._conn.execute(_READ, (self._slot,)).fetchall()]
-        return [commit for commit in _commits(lines) if commit.began or commit.ended or commit.note is not None]
+        commits = list(read(self._conn, self._slot))
+        return [commit for commit in commits if commit.began or commit.ended or commit.note is not None]
 
     def close(self) -> None:
-        """Without this the server keeps its log for ever (or until the database is dropped)."""
-        self._conn.execute("SELECT pg_drop_replication_slot(%s)", (self._slot,))
+        end(self._conn, self._slot)
+
+
+def impossible(conn: psycopg.Connection[Any]) -> str | None:
+    """Why the log of this server cannot be read; None if it can."""
+    if conn.execute("SHOW wal_level").fetchone() != ("logical",):
+        return "wal_level is not logical"
+    role = "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user"
+    return None if conn.execute(role).fetchone() == (True,) else "the role may not read the log (REPLICATION)"
+
+
+def begin(conn: psycopg.Connection[Any]) -> str:
+    """Keep the log of this database from now on: the name of the slot."""
+    slot = f"chaos_{uuid.uuid4().hex}"
+    conn.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", (slot,))
+    return slot
+
+
+def read(conn: psycopg.Connection[Any], slot: str) -> Iterable[Commit]:
+    """All that was committed since the last time, also what is of no interest to the limits."""
+    conn.execute("SET timezone = 'UTC'")
+    return _commits([row[0] for row in conn.execute(_READ, (slot,)).fetchall()])
+
+
+def end(conn: psycopg.Connection[Any], slot: str) -> None:
+    """Without this the server keeps its log for ever (or until the database is dropped)."""
+    conn.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", (slot,))
 
 
 def starts(history: Iterable[Commit], queue: str) -> list[Start]:
@@ -84,11 +121,22 @@ def _commits(lines: Iterable[str]) -> Iterable[Commit]:
         elif line.startswith("message: "):
             commit.note = line.partition("content:")[2]
         else:
-            columns = dict(_COLUMN.findall(line))
-            if ": INSERT: " in line:
-                commit.began.append(_start(columns))
-            elif ": DELETE: " in line:
-                commit.ended.append(_text(columns["job_id"]) or "")
+            _, table, event, rest = line.split(" ", 3)
+            _change(commit, table, event, dict(_COLUMN.findall(rest)))
+
+
+def _change(commit: Commit, table: str, event: str, columns: dict[str, str]) -> None:
+    job = _text(columns.get("job_id", "null")) or ""
+    if (table, event) == ("pgqueue.running:", "INSERT:"):
+        commit.began.append(_start(columns))
+    elif (table, event) == ("pgqueue.running:", "DELETE:"):
+        commit.ended.append(job)
+    elif (table, event) == ("pgqueue.checkpoint:", "INSERT:"):
+        commit.steps.append(Step(job, int(columns["seq"]), _text(columns["name"]) or "", columns["error"] != "null"))
+    elif (table, event) == ("pgqueue.outcome:", "INSERT:"):
+        commit.outcomes.append((job, _text(columns["status"]) or ""))
+    elif (table, event) == ("public.effect:", "INSERT:") and "seq" in columns:
+        commit.effects.append((job, int(columns["seq"])))
 
 
 def _start(columns: dict[str, str]) -> Start:

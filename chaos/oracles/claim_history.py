@@ -12,7 +12,10 @@ from typing import Any
 import psycopg
 
 _TRIGGERS = """
-CREATE TABLE claim_history (place bigserial, xid xid8 NOT NULL, job_id uuid NOT NULL, event text NOT NULL, claim bigint);
+CREATE TABLE claim_history (
+    place bigserial, xid xid8 NOT NULL, job_id uuid NOT NULL, event text NOT NULL, claim bigint,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()  -- the server's own: tests replace pgqueue.clock()
+);
 CREATE FUNCTION note_claim_history() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO claim_history (xid, job_id, event, claim) VALUES (
@@ -30,7 +33,7 @@ CREATE TRIGGER reopening AFTER DELETE ON pgqueue.outcome FOR EACH ROW EXECUTE FU
 
 def install(conn: psycopg.Connection[Any]) -> None:
     """From now on."""
-    conn.execute(_TRIGGERS)  # type: ignore[call-overload]
+    conn.execute(_TRIGGERS)
 
 
 def check(conn: psycopg.Connection[Any]) -> list[str]:

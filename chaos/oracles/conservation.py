@@ -51,3 +51,22 @@ def check(conn: psycopg.Connection[Any], journal: Journal, name: str = "chaos.wo
         "rows without their job, or jobs without their row": (journal.with_a_row & jobs.keys()) ^ rows,
     }
     return [f"{what}: {sorted(numbers)}" for what, numbers in findings.items() if numbers]
+
+
+_IDS = "SELECT j.id::text, o.job_id IS NOT NULL FROM pgqueue.job j LEFT JOIN pgqueue.outcome o ON o.job_id = j.id"
+_NOT_FROM_OUTSIDE = " WHERE j.parent IS NULL AND j.name <> ALL (%s)"
+
+
+def check_ids(
+    conn: psycopg.Connection[Any], attempted: set[str], acknowledged: set[str], from_inside: tuple[str, ...], lossy: bool = False
+) -> list[str]:
+    """The same for jobs whose ids their producer has chosen. ``from_inside``: names of jobs that jobs, schedules and other
+    producers enqueue. ``lossy``: a failover has lost acknowledged commits, as it may."""
+    jobs = dict(conn.execute(_IDS + _NOT_FROM_OUTSIDE, (list(from_inside),)).fetchall())
+    there = dict(conn.execute(_IDS).fetchall())
+    findings = {
+        "acknowledged, and there is no such job": set() if lossy else acknowledged - there.keys(),
+        "acknowledged, and not finished": {job for job in acknowledged & there.keys() if not there[job]},
+        "there, and nobody tried to enqueue them": jobs.keys() - attempted,
+    }
+    return [f"{what}: {len(ids)}, among them {sorted(ids)[:5]}" for what, ids in findings.items() if ids]

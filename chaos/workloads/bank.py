@@ -192,7 +192,7 @@ if os.environ.get("BANK_STRIKES"):  # only where somebody wants jobs that nobody
 
 def install(conn: psycopg.Connection[Any]) -> None:
     """The tables, and what workers would register."""
-    conn.execute(TABLES)  # type: ignore[call-overload]
+    conn.execute(TABLES)
     run(conn, app.registration())
 
 

@@ -1,4 +1,4 @@
-"""A producer in a process of its own, to be killed: python -m chaos.workloads.producer JOURNAL COUNT.
+"""A producer in a process of its own, to be killed: python -m chaos.workloads.producer JOURNAL COUNT [FIRST].
 
 Enqueues orders in three ways in turn: alone, in a transaction that writes a row too, and in a transaction that it rolls back. The
 journal is a file, outside of the database: it says before and after each try what the producer knows.
@@ -25,9 +25,10 @@ class Producer:
         self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._client = Client()
 
-    def produce(self, count: int) -> None:
+    def produce(self, count: int, first: int = 0) -> None:
+        """Orders with the numbers from ``first`` on."""
         ways = (self._alone, self._with_a_row, self._rolled_back)
-        for number in range(count):
+        for number in range(first, first + count):
             self._note("attempted", number)
             try:
                 ways[number % 3](number)
@@ -58,4 +59,4 @@ class Producer:
 
 
 if __name__ == "__main__":
-    Producer(Path(sys.argv[1])).produce(int(sys.argv[2]))
+    Producer(Path(sys.argv[1])).produce(*map(int, sys.argv[2:]))

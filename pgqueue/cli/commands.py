@@ -12,6 +12,7 @@ from pgqueue import database, migrate, protocol
 from pgqueue._version import __version__
 from pgqueue.cli import jobs, local, queues, repair
 from pgqueue.cli.bench import bench_command
+from pgqueue.cli.chaos import chaos
 from pgqueue.cli.config import config_command
 from pgqueue.cli.doctor import doctor_command
 from pgqueue.cli.options import ask, dsn_for, dsn_option, json_option, setting_options, typed
@@ -142,6 +143,6 @@ def status(as_json: bool, dsn: str | None) -> None:
 for command in (
     jobs.enqueue, jobs.event, jobs.send, jobs.jobs, show_command, repair.cancel, repair.requeue, repair.rerun, repair.prune,
     queues.queues, queues.limit, queues.pause, queues.resume, schedules, config_command, doctor_command, bench_command,
-    local.demo, local.dev,
+    chaos, local.demo, local.dev,
 ):  # fmt: skip
     cli.add_command(command)

@@ -1,0 +1,257 @@
+"""One round: a database, the hosts that work on it, and all that a fault or an oracle has to know about them.
+
+Faults (chaos/faults) break what is in here. Several of them do at the same time, each lane in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import psycopg
+
+from chaos import history
+from chaos.controller import Controller
+from chaos.processes import Host, send_signal
+from chaos.server import Server
+from chaos.waiting import wait_for
+from chaos.workloads import bank, town, unruly
+from pgqueue.config import Exit
+from pgqueue.database import is_lost
+from pgqueue.errors import DatabaseUnreachable
+from pgqueue.functions import Call
+from pgqueue.ids import new_job_id
+
+T = TypeVar("T")
+TARGET = "chaos.workloads.everything:app"
+GROWN = 0.5  # seconds that a worker has lived before it is killed: a supervisor gives up where none lives longer
+
+
+class Worker(NamedTuple):
+    """A worker as the database knows it."""
+
+    id: str
+    pid: int
+    jobs: int
+
+
+class Loss(NamedTuple):
+    """Jobs that somebody held when it was broken, and when, in the server's time: what recovery is measured by."""
+
+    kind: str
+    at: float
+    jobs: list[str]
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A job that has to end in a certain way."""
+
+    name: str
+    status: str
+    says: str
+
+
+@dataclass
+class Setup:
+    """How large a round is."""
+
+    hosts: int = 2
+    workers: int = 2
+    lease: float = 2.0  # seconds
+    active: int = 150  # jobs that are under way at once
+    strikes: bool = True  # a schedule that is due each second
+    load: dict[str, int] = field(default_factory=dict)  # what is enqueued how often
+
+
+def send(conn: psycopg.Connection[Any], calls: Mapping[str, Call[Any]]) -> bool:
+    """Enqueue under these ids; False where nobody knows whether that was committed."""
+    try:
+        bank.app.client.send([{"job_id": job, **call.description()} for job, call in calls.items()], conn)
+    except (DatabaseUnreachable, psycopg.Error) as error:
+        if isinstance(error, psycopg.Error) and not is_lost(error):
+            raise
+        conn.close()
+        return False
+    return True
+
+
+class Arena:
+    """What faults break, and what they note."""
+
+    def __init__(self, server: Server, dsn: str, directory: Path, setup: Setup, seed: str) -> None:
+        self.server = server
+        self.dsn = dsn
+        self.directory = directory
+        self.setup = setup
+        self.seed = seed
+        environment = {"BANK_FILE": str(self.outside), "PYTHONHASHSEED": "0"}
+        if setup.strikes:
+            environment["BANK_STRIKES"] = "1"
+        self.chaos = Controller(dsn, directory, TARGET, environment)
+        self.hosts: list[Host] = []
+        self.injected: Counter[str] = Counter()
+        self.events: list[tuple[float, str, str]] = []  # when, which fault, what was done
+        self.losses: list[Loss] = []
+        self.specimens: dict[str, Specimen] = {}
+        self.enqueued: set[str] = set()  # acknowledged
+        self.attempted: set[str] = set()
+        self.interrupted = 0  # steps that a fault can have interrupted
+        self.pauses = 0  # workers that a fault has paused longer than their lease
+        self.lossy = 0  # times that acknowledged commits were lost
+        self.lost_commits: list[int] = []
+        self.steps_of_the_clock = 0
+        self.accepted: list[float] = []  # moments at which the server answered again, after it was down
+        self.frozen: list[tuple[float, str]] = []  # jobs of which a worker was frozen in a transaction, and when
+        self.slot: str | None = None  # of the server's log, where that can be read
+        self.findings: list[str] = []  # what is wrong, and is nobody's oracle
+        self.began = time.time()
+        self.calm = 0.0  # when the faults had stopped
+        self.drained = 0.0  # seconds from then until everything had ended
+        self.looks = 0  # at what holds in every snapshot
+        self.over = threading.Event()
+        self.feeding_is_over = threading.Event()
+        self._lock = threading.Lock()
+
+    @property
+    def journal(self) -> Path:
+        """Where producers write down what they know."""
+        return self.directory / "journal.txt"
+
+    @property
+    def outside(self) -> Path:
+        """Where plain steps leave a line."""
+        return self.directory / "outside.txt"
+
+    def open(self) -> None:
+        """Furnish the database and start the hosts."""
+        town.install(self.chaos.conn)
+        self.chaos.conn.execute(unruly.TABLES)
+        self.begin_log()
+        for _ in range(self.setup.hosts):
+            self.start_host()
+        count = self.setup.hosts * self.setup.workers
+        wait_for(lambda: len(self.workers(0)) >= count, lambda: f"{count} workers\n{self.chaos.story()}")
+
+    # ------------------------------------------------------------------------------------------------- hosts
+
+    def start_host(self, dsn: str | None = None, failpoints: str = "", target: str | None = None) -> Host:
+        """Another ``pgqueue work``. ``dsn``: if it reaches the database on another way."""
+        options = ["-w", str(self.setup.workers), "--concurrency", "3", "--lease", f"{self.setup.lease}s"]
+        host = self.chaos.start(*options, *(["--dsn", dsn] if dsn else []), failpoints=failpoints)
+        with self._lock:
+            self.hosts.append(host)
+        return host
+
+    def forget(self, host: Host) -> None:
+        """A host that is to end: nobody is to start it again."""
+        with self._lock:
+            if host in self.hosts:
+                self.hosts.remove(host)
+
+    def keep_hosts(self) -> None:
+        """As a service manager: whatever has ended is started again. In a thread, until the round is over."""
+        while not self.over.wait(0.1):
+            for host in list(self.hosts):
+                if not host.alive:
+                    self.forget(host)
+                    if not self.over.is_set():
+                        code = host.wait()
+                        self.chaos.note("a supervisor has ended", pid=host.pid, code=code)
+                        self.over.wait(0.5 if code == Exit.UNREACHABLE else 0)
+                        self.start_host()
+
+    def workers(self, age: float = GROWN) -> list[Worker]:
+        """The workers of our hosts that have a lease, and are at least so old, the busiest first."""
+        rows = self.chaos.query(
+            "SELECT id::text, pid, jobs FROM pgqueue.workers WHERE fenced_at IS NULL"
+            "   AND started_at <= pgqueue.clock() - make_interval(secs => %s) ORDER BY jobs DESC, id",
+            age,
+        )
+        ours = {pid for host in list(self.hosts) for pid in host.processes()}
+        return [Worker(*row) for row in rows if row[1] in ours]
+
+    def victim(self, chance: random.Random) -> Worker | None:
+        """A worker to break: mostly one that has jobs."""
+        found = self.workers()
+        busy = [worker for worker in found if worker.jobs]
+        return chance.choice(busy if busy and chance.random() < 0.9 else found) if found else None
+
+    def held(self, *workers: Worker) -> Loss:
+        """What these workers hold now. Queues with limits are left out: there a job has to wait for its turn."""
+        rows = self.chaos.query(
+            "SELECT extract(epoch FROM clock_timestamp())::float8, array(SELECT r.job_id::text FROM pgqueue.running r"
+            " WHERE r.worker::text = ANY (%s) AND r.limited IS NULL AND r.queue <> 'zoo')",
+            [worker.id for worker in workers],
+        )
+        return Loss("", *rows[0])
+
+    def kill(self, worker: Worker) -> bool:
+        """SIGKILL to a worker, and take the time of its jobs."""
+        loss = self.held(worker)
+        if not send_signal(worker.pid):
+            return False
+        self.interrupt(1)
+        self.losses.append(loss._replace(kind="worker"))
+        return True
+
+    def interrupt(self, workers: int, paused: bool = False) -> None:
+        """So many workers were broken in the middle of what they did."""
+        with self._lock:
+            self.interrupted += workers
+            self.pauses += workers * paused
+
+    def interrupt_all(self, paused: bool = False) -> None:
+        """All workers were."""
+        self.interrupt(len(self.hosts) * self.setup.workers, paused)
+
+    # -------------------------------------------------------------------------------------------------- jobs
+
+    def add(self, call: Call[Any], specimen: Specimen | None = None) -> str:
+        """Enqueue a job, again and again until that is acknowledged; its id is chosen before, so there is one of it."""
+        job = new_job_id()
+        self.attempted.add(job)
+        wait_for(lambda: send(self.chaos.conn, {job: call}), "an enqueue to be acknowledged")
+        self.enqueued.add(job)
+        if specimen is not None:
+            self.specimens[job] = specimen
+        return job
+
+    # ---------------------------------------------------------------------------------------------- the server
+
+    def accepting(self) -> None:
+        """The server was away, and is back."""
+        self.accepted.append(self.server.accepting_since)
+
+    def begin_log(self) -> None:
+        """Keep the server's log of changes from now on: a server that takes over has none of the one before."""
+        if self.snapshot(history.impossible) is None:
+            self.slot = self.snapshot(history.begin)
+
+    def snapshot(self, check: Callable[[psycopg.Connection[Any]], T]) -> T:
+        """What an oracle says now; it is asked again where the server has ended our session."""
+        while True:
+            conn = self.chaos.conn
+            try:
+                return check(conn)
+            except psycopg.Error as error:
+                if not is_lost(error):
+                    raise
+                conn.close()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition, or for the end of the round."""
+        wait_for(lambda: condition() or self.over.is_set(), "what a fault waits for")
+
+    def note(self, fault: str, what: str) -> None:
+        """A fault was injected."""
+        with self._lock:
+            self.injected[fault] += 1
+            self.events.append((time.time() - self.began, fault, what))
+        self.chaos.note("fault", fault=fault, what=what)

@@ -1,0 +1,50 @@
+"""F17: hosts are drained while they work: a deploy, again and again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+from chaos.arena import Arena
+
+BROKEN = """SIGTERM to a supervisor; to it twice; to all its processes; to one that has only just started; a drain that is killed.
+Another host is started in its place."""
+EXPECTED = "Nothing is lost, no attempt is used up, and the supervisor ends with 0 (75 where it gave jobs back)."
+SEEN_BY = ("effects", "atomicity", "claim history", "expectations", "liveness")
+LANE = "processes"
+
+
+def inject(arena: Arena, chance: random.Random) -> str | None:
+    """The successor is there first, as in a rolling restart."""
+    hosts = [host for host in list(arena.hosts) if host.alive]
+    if not hosts:
+        return None
+    how = chance.choice(("once", "twice", "group", "booting", "killed"))
+    successor = arena.start_host()
+    leaving = successor if how == "booting" else chance.choice(hosts)
+    arena.forget(leaving)
+    if how == "booting":
+        time.sleep(chance.uniform(0.05, 0.6))
+    leaving.signal(signal.SIGTERM)
+    if how == "twice":
+        leaving.signal(signal.SIGTERM)
+    elif how == "group":
+        for pid in leaving.processes():
+            _term(pid)
+    elif how == "killed":
+        time.sleep(chance.uniform(0, 0.2))
+        arena.interrupt(arena.setup.workers)
+        leaving.signal(signal.SIGKILL)
+    code = leaving.wait(60)
+    if code not in (0, 75, -signal.SIGTERM if how == "booting" else 0, -signal.SIGKILL if how == "killed" else 0):
+        arena.findings.append(f"drain: a supervisor that was told to drain ({how}) ended with {code}")
+    return f"drained {leaving.pid} ({how}): exit code {code}"
+
+
+def _term(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass

@@ -1,0 +1,76 @@
+"""Who injects the faults of a storm: a timetable that follows from the seed, and a thread for each lane that keeps to it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from chaos.arena import Arena
+from chaos.faults import Fault
+
+
+class Entry(NamedTuple):
+    """One fault in the timetable."""
+
+    at: float  # seconds from the beginning
+    fault: str
+    seed: str  # of what the fault chooses
+
+
+def timetable(every: Mapping[str, float], seconds: float, seed: str) -> list[Entry]:
+    """The same for the same seed. ``every``: seconds between two of a fault, on average."""
+    entries = []
+    for fault, mean in every.items():
+        chance = random.Random(f"{seed} {fault}")
+        at, number = chance.expovariate(1 / mean), 0
+        while at < seconds:
+            entries.append(Entry(round(at, 3), fault, f"{seed} {fault} {number}"))
+            at, number = at + chance.expovariate(1 / mean), number + 1
+    return sorted(entries)
+
+
+class Nemesis:
+    """Keeps to a timetable."""
+
+    def __init__(self, arena: Arena, entries: list[Entry], faults: Mapping[str, Fault]) -> None:
+        self._arena = arena
+        self._faults = faults
+        lanes: dict[str, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            lanes[faults[entry.fault].lane].append(entry)
+        self._threads = [
+            threading.Thread(target=self._walk, args=(lane,), name=name, daemon=True) for name, lane in lanes.items()
+        ]
+        self.over = threading.Event()
+
+    def start(self) -> None:
+        """Now is the beginning."""
+        self._began = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, patience: float = 90.0) -> None:
+        """No new faults. Those that are under way are mended when this returns."""
+        self.over.set()
+        for thread in self._threads:
+            thread.join(patience)
+            if thread.is_alive():
+                self._arena.findings.append(f"liveness: a fault of the lane {thread.name} was not mended in {patience:g} s")
+
+    def _walk(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            if self.over.wait(max(0.0, entry.at - (time.monotonic() - self._began))):
+                return
+            try:
+                what = self._faults[entry.fault].inject(self._arena, random.Random(entry.seed))
+            except Exception as error:  # noqa: BLE001 -- the suite's own trouble, which must be seen too
+                self._arena.chaos.note("injecting failed", fault=entry.fault, trace=traceback.format_exc())
+                self._arena.findings.append(f"suite: injecting {entry.fault} failed: {error!r}")
+                continue
+            if what is not None:
+                self._arena.note(entry.fault, what)

@@ -1,0 +1,187 @@
+"""What came of a round, and of a whole run, in figures."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psycopg
+
+from chaos.arena import Arena
+from chaos.server import Server
+from chaos.verdicts import Verdict
+from pgqueue._version import __version__
+
+
+@dataclass
+class Result:
+    """Of one round. Times are in seconds."""
+
+    kind: str
+    name: str
+    seed: str
+    seconds: float = 0.0
+    injected: dict[str, int] = field(default_factory=dict)
+    events: list[tuple[float, str, str]] = field(default_factory=list)
+    jobs: int = 0
+    step_commits: int = 0
+    kills: int = 0
+    recoveries: dict[str, list[float]] = field(default_factory=dict)  # of each job that somebody held who was broken
+    first_jobs: list[float] = field(default_factory=list)  # after the server accepted connections again
+    drained: float = 0.0  # from the end of the faults until everything had ended
+    lost_commits: list[int] = field(default_factory=list)
+    throughput: list[tuple[int, int]] = field(default_factory=list)  # second, step commits in it
+    attempts: dict[str, int] = field(default_factory=dict)
+    cases: dict[str, int] = field(default_factory=dict)  # of cases and cuts: how many of which kind
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+
+    @property
+    def wrong(self) -> list[str]:
+        """All that any oracle found."""
+        return [f"{name}: {what}" for name, verdict in self.verdicts.items() for what in verdict.wrong]
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``, without the single events."""
+        return {key: value for key, value in asdict(self).items() if key not in ("events", "recoveries", "throughput")}
+
+
+_AFTERWARDS = """
+SELECT extract(epoch FROM min(h.at))::float8 FROM claim_history h
+ WHERE h.job_id = ANY (%s::uuid[]) AND h.event = '1 claimed' AND h.at > to_timestamp(%s) GROUP BY h.job_id
+"""
+_FIRST = "SELECT extract(epoch FROM min(at))::float8 FROM claim_history WHERE event = '1 claimed' AND at > to_timestamp(%s)"
+_THROUGHPUT = """
+SELECT floor(extract(epoch FROM at) - %s)::int, count(*) FROM claim_history WHERE event = '2 stored a step' GROUP BY 1 ORDER BY 1
+"""
+
+
+def measured(arena: Arena, name: str, seed: str) -> Result:
+    """The figures of a storm."""
+    ask = arena.chaos.query
+    result = Result("storm", name, seed, time.time() - arena.began, dict(arena.injected), arena.events)
+    [(result.jobs, result.step_commits)] = ask(
+        "SELECT (SELECT count(*) FROM pgqueue.outcome), (SELECT count(*) FROM pgqueue.checkpoint)"
+    )
+    result.kills = sum(1 for loss in arena.losses)
+    for loss in arena.losses:
+        moments = [row[0] - loss.at for row in ask(_AFTERWARDS, loss.jobs, loss.at)]
+        result.recoveries.setdefault(loss.kind, []).extend(moments)
+    for moment in arena.accepted:
+        [(first,)] = ask(_FIRST, moment)
+        if first is not None and first < arena.calm:
+            result.first_jobs.append(first - moment)
+    result.drained = arena.drained
+    result.lost_commits = arena.lost_commits
+    result.throughput = [(second, count) for second, count in ask(_THROUGHPUT, arena.began)]
+    result.attempts = dict(Counter(row[0] for row in ask("SELECT kind FROM pgqueue.attempts")))
+    return result
+
+
+@dataclass
+class Report:
+    """Of a whole run."""
+
+    plan: str
+    seed: int
+    began: float
+    versions: dict[str, str]
+    left_out: dict[str, str]
+    seconds: float = 0.0
+    rounds: list[Result] = field(default_factory=list)
+
+    @classmethod
+    def begun(cls, plan: str, seed: int, server: Server, left_out: dict[str, str]) -> Report:
+        """Now, on this machine and this server."""
+        with psycopg.connect(server.dsn) as conn:
+            postgres = str(conn.info.parameter_status("server_version"))
+        versions = {
+            "pgqueue": __version__,
+            "PostgreSQL": postgres,
+            "data": server.place,
+            "Python": platform.python_version(),
+            "system": f"{platform.system()} {platform.release()}",
+            "processors": str(os.cpu_count()),
+        }
+        return cls(plan, seed, time.time(), versions, left_out)
+
+    def add(self, result: Result) -> None:
+        """One more round."""
+        self.rounds.append(result)
+        self.seconds = time.time() - self.began
+
+    @property
+    def good(self) -> bool:
+        """Has no oracle found anything?"""
+        return not any(result.wrong for result in self.rounds)
+
+    def injected(self) -> dict[str, int]:
+        """How often each fault was."""
+        total: Counter[str] = Counter()
+        for result in self.rounds:
+            total.update(result.injected)
+        return dict(sorted(total.items(), key=lambda item: int(item[0][1:])))
+
+    def recoveries(self, kind: str) -> list[float]:
+        """Of all rounds, sorted."""
+        return sorted(seconds for result in self.rounds for seconds in result.recoveries.get(kind, ()))
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """Of each oracle over all rounds: all that it found; judged if it was in any."""
+        found: dict[str, Verdict] = {}
+        for number, result in enumerate(self.rounds):
+            for name, verdict in result.verdicts.items():
+                before = found.get(name, Verdict([], verdict.note, judged=False))
+                wrong = [*before.wrong, *(f"round {number}: {what}" for what in verdict.wrong)]
+                found[name] = Verdict(wrong, verdict.note if verdict.judged else before.note, before.judged or verdict.judged)
+        return found
+
+    def totals(self) -> dict[str, Any]:
+        """The figures that people compare."""
+        rounds = self.rounds
+        wrong = {name: len(verdict.wrong) for name, verdict in self.verdicts().items()}
+        return {
+            "jobs": sum(result.jobs for result in rounds),
+            "step commits": sum(result.step_commits for result in rounds),
+            "kills survived": sum(result.kills for result in rounds),
+            "lossy failovers": sum(len(result.lost_commits) for result in rounds),
+            "commits lost in them": sum(sum(result.lost_commits) for result in rounds),
+            "cases": sum(sum(result.cases.values()) for result in rounds),
+            "lost": wrong.get("conservation", 0),
+            "doubled": wrong.get("effects", 0) + wrong.get("atomicity", 0),
+            "limit violations": sum(wrong.get(name, 0) for name in ("concurrency", "rates", "key order")),
+        }
+
+    def as_json(self, everything: bool = False) -> dict[str, Any]:
+        """For ``--json``; with every event and every recovery for the pictures."""
+        return {
+            "plan": self.plan,
+            "seed": self.seed,
+            "seconds": round(self.seconds, 1),
+            "good": self.good,
+            "versions": self.versions,
+            "left_out": self.left_out,
+            "faults": self.injected(),
+            **{name.replace(" ", "_"): value for name, value in self.totals().items()},
+            "recovery": {kind: quantiles(self.recoveries(kind)) for kind in ("worker", "supervisor", "host")},
+            "first_job_after_the_server_came_back": quantiles(sorted(s for r in self.rounds for s in r.first_jobs)),
+            "oracles": {name: asdict(verdict) for name, verdict in self.verdicts().items()},
+            "rounds": [asdict(result) if everything else result.as_json() for result in self.rounds],
+        }
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float] | None:
+    """Of sorted values."""
+    if not values:
+        return None
+    last = len(values) - 1
+    return {
+        "count": len(values),
+        "p50": round(values[last // 2], 3),
+        "p99": round(values[int(last * 0.99)], 3),
+        "max": round(values[-1], 3),
+    }

@@ -1,0 +1,118 @@
+"""A storm: load, faults at random moments, then a liveness phase without any. All must end by itself; then the oracles look."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+from psycopg import conninfo
+
+from chaos import history
+from chaos.arena import Arena
+from chaos.databases import copy_of
+from chaos.faults import faults
+from chaos.feeder import Feeder
+from chaos.nemesis import Nemesis, timetable
+from chaos.oracles import invariant, ledger
+from chaos.plan import Round
+from chaos.results import Result, measured
+from chaos.server import Server
+from chaos.verdicts import verdicts
+from chaos.waiting import wait_for
+from pgqueue import migrate
+from pgqueue.database import connect
+
+LIVENESS = 120.0  # seconds for everything to end, when the faults have stopped
+LOOK = 0.5  # seconds between two looks at what holds in every snapshot
+TEMPLATE = "chaos_template"
+
+
+class Storm:
+    """One round, on a database of its own."""
+
+    def __init__(self, entry: Round, server: Server, directory: Path, seed: str, say: Callable[[str], None]) -> None:
+        self._round = entry
+        self._server = server
+        self._directory = directory
+        self._seed = seed
+        self._say = say
+
+    def run(self, seconds: float) -> Result:
+        """For so long; and then until everything has ended."""
+        chosen = {number: mean for number, mean in self._round.every.items() if not faults()[number].left_out(self._server)}
+        with copy_of(self._server.dsn, TEMPLATE) as dsn:
+            arena = Arena(self._server, dsn, self._directory, self._round.setup, self._seed)
+            with arena.chaos:
+                try:
+                    entries = timetable(chosen, seconds, self._seed)
+                    arena.chaos.note("plan", seed=self._seed, entries=entries)
+                    arena.open()
+                    nemesis = Nemesis(arena, entries, faults())
+                    self._blow(arena, nemesis, seconds)
+                    return self._judge(arena)
+                finally:
+                    arena.over.set()
+                    if (slot := arena.slot) is not None:
+                        arena.snapshot(lambda conn: history.end(conn, slot))
+
+    def _blow(self, arena: Arena, nemesis: Nemesis, seconds: float) -> None:
+        threads = [
+            threading.Thread(target=f, daemon=True) for f in (Feeder(arena).feed, arena.keep_hosts, lambda: self._watch(arena))
+        ]
+        for thread in threads:
+            thread.start()
+        began = time.monotonic()
+        nemesis.start()
+        while (passed := time.monotonic() - began) < seconds:
+            self._say(f"{self._round.name}: {passed:.0f}/{seconds:.0f} s · {sum(arena.injected.values())} faults")
+            time.sleep(min(LOOK, seconds - passed + 0.01))
+        arena.feeding_is_over.set()
+        nemesis.stop()
+        arena.chaos.note("faults have stopped")
+        arena.calm = time.time()
+        try:
+            wait_for(lambda: self._all_ended(arena), "", LIVENESS)
+        except AssertionError:
+            states = arena.chaos.query(
+                "SELECT name, state, waiting_for, count(*) FROM pgqueue.jobs WHERE finished_at IS NULL GROUP BY 1, 2, 3"
+            )
+            arena.findings.append(f"liveness: after {LIVENESS:g} s without faults there are {states}")
+        arena.drained = time.time() - arena.calm
+        arena.over.set()
+        for thread in threads:
+            thread.join(30)
+
+    def _all_ended(self, arena: Arena) -> bool:
+        left = arena.chaos.query("SELECT count(*) FROM pgqueue.job_values WHERE status = 'active'")[0][0]
+        self._say(f"{self._round.name}: faults have stopped, {left} jobs are left")
+        return not left
+
+    def _watch(self, arena: Arena) -> None:
+        """What must hold in every snapshot."""
+        while not arena.over.wait(LOOK):
+            for name, check in (("invariant", invariant.check), ("ledger", ledger.check)):
+                arena.findings += [f"{name}: while it ran: {what}" for what in arena.snapshot(check)]
+                arena.looks += 1
+
+    def _judge(self, arena: Arena) -> Result:
+        self._say(f"{self._round.name}: judging")
+        for host in list(arena.hosts):
+            code = host.drain()
+            left = host.processes()
+            if code != 0 or left:
+                arena.findings.append(f"drain: a calm host ended with {code}, and left the processes {left}")
+        result = measured(arena, self._round.name, self._seed)
+        result.verdicts = verdicts(arena)
+        return result
+
+
+def prepare(server: Server) -> None:
+    """The database that those of all rounds are copies of."""
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        conn.execute(f"DROP DATABASE IF EXISTS {TEMPLATE} WITH (FORCE)")
+        conn.execute(f"CREATE DATABASE {TEMPLATE}")
+    with connect(conninfo.make_conninfo(server.dsn, dbname=TEMPLATE), "chaos") as conn:
+        migrate.migrate(conn)

@@ -1,0 +1,140 @@
+"""What each oracle says about a round, when its faults have stopped and its jobs have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from chaos import history
+from chaos.arena import Arena
+from chaos.oracles import (
+    atomicity,
+    claim_history,
+    concurrency,
+    conservation,
+    effects,
+    expectations,
+    invariant,
+    key_order,
+    ledger,
+    plain_steps,
+    rates,
+    ticks,
+)
+from chaos.workloads import bank, town
+
+FROM_THE_LOG = ("atomicity", "concurrency", "rates", "key order")
+#: Each job's place in the order of the enqueues: the argument of `serve`.
+_PLACES = "SELECT id::text, (input::json ->> 'n')::int FROM pgqueue.job_values WHERE name = 'chaos.workloads.town.serve'"
+AT_ONCE = 4  # jobs that a worker can be running: one def, and three on the event loop
+#: Jobs that nobody enqueues from outside, or that producers with a journal of their own do.
+FROM_INSIDE = (bank.strike.name, bank.order.name, bank.tell.name)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one oracle. ``wrong`` is empty where all is well; ``note`` says what was judged, or why nothing was."""
+
+    wrong: list[str]
+    note: str = ""
+    judged: bool = True
+
+
+def verdicts(arena: Arena) -> dict[str, Verdict]:
+    """Of all oracles. What was found while the round was under way is added to the oracle that found it."""
+    conn = arena.chaos.conn
+    found = {name: judge(arena, conn) for name, judge in JUDGES.items()} | _log(arena, conn)
+    for finding in arena.findings:
+        name, _, what = finding.partition(": ")
+        before = found.get(name, Verdict([]))
+        found[name] = Verdict([*before.wrong, what], before.note)
+    return found
+
+
+def _log(arena: Arena, conn: psycopg.Connection[Any]) -> dict[str, Verdict]:
+    """The oracles that judge PostgreSQL's own log."""
+    if arena.slot is None:
+        return dict.fromkeys(FROM_THE_LOG, Verdict([], f"not judged: {history.impossible(conn)}", judged=False))
+    log = list(history.read(conn, arena.slot))
+    names = dict(conn.execute("SELECT id::text, name FROM pgqueue.job").fetchall())
+    few, even = history.starts(log, "few"), history.starts(log, "even")
+    clock = (arena.steps_of_the_clock + arena.lossy) * town.BURST
+    found = {
+        "atomicity": Verdict(
+            atomicity.check(log, names, town.names("transaction")), f"{sum(map(len, (c.effects for c in log))):,} effects"
+        ),
+        "concurrency": Verdict(
+            concurrency.check(log, "few", limit=town.FEW) + concurrency.check(log, "keys", per_key=1),
+            f"{len(few):,} starts, at most {town.FEW} at once",
+        ),
+        "rates": Verdict(
+            rates.check([(start.stamp, start.cost) for start in even], town.PER_SECOND, 1.0, town.BURST, clock),
+            f"{len(even):,} starts, at most {town.PER_SECOND} a second",
+        ),
+    }
+    if arena.lossy:  # what was committed there is in no log any more
+        found["key order"] = Verdict([], "not judged: starts were lost in failovers", judged=False)
+    else:
+        places = dict(conn.execute(_PLACES).fetchall())
+        found["key order"] = Verdict(key_order.check(log, "keys", places), f"{len(places):,} jobs")
+    return found
+
+
+def _plain_steps(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
+    if arena.lossy:
+        return Verdict([], "not judged: checkpoints of steps were lost in failovers, so steps may run again", judged=False)
+    fenced = int(conn.execute("SELECT count(DISTINCT worker) FROM pgqueue.attempts WHERE kind = 'lost'").fetchone()[0])  # type: ignore[index]
+    faults, pauses = arena.interrupted + fenced, arena.pauses + fenced
+    wrong = plain_steps.check(conn, arena.outside, faults, pauses, AT_ONCE, servers_clock=True)
+    return Verdict(wrong, f"at most {faults} interrupted workers")
+
+
+def _conservation(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
+    wrong = conservation.check_ids(conn, arena.attempted, arena.enqueued, FROM_INSIDE, lossy=bool(arena.lossy))
+    journal = conservation.Journal.read(arena.journal)
+    if arena.lossy:
+        journal.acknowledged.clear()  # they were, by a server that is no more
+    wrong += conservation.check(conn, journal)
+    acknowledged = len(arena.enqueued) + len(journal.acknowledged)
+    return Verdict(wrong, f"{acknowledged:,} acknowledged enqueues, {len(journal.rolled_back):,} rolled back")
+
+
+def _ticks(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
+    [(count,)] = conn.execute("SELECT count(*) FROM pgqueue.tick").fetchall()
+    return Verdict(ticks.check(conn), f"{count:,} ticks")
+
+
+def _simple(check: Callable[[psycopg.Connection[Any]], list[str]]) -> Callable[[Arena, psycopg.Connection[Any]], Verdict]:
+    return lambda _, conn: Verdict(check(conn))
+
+
+def _nothing(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
+    """Found while the round was under way, or not at all."""
+    return Verdict([])
+
+
+def _prefix(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
+    if not arena.lossy:
+        return Verdict([], "no failover in this round", judged=False)
+    return Verdict([], f"{arena.lossy} failovers lost {sum(arena.lost_commits)} commits")
+
+
+JUDGES: dict[str, Callable[[Arena, psycopg.Connection[Any]], Verdict]] = {
+    "effects": _simple(effects.check),
+    "ledger": _simple(ledger.check),
+    "conservation": _conservation,
+    "claim history": _simple(claim_history.check),
+    "invariant": _simple(invariant.check),
+    "plain steps": _plain_steps,
+    "ticks": _ticks,
+    "expectations": lambda arena, conn: Verdict(expectations.check(conn, arena.specimens), f"{len(arena.specimens)} bad jobs"),
+    "prefix": _prefix,
+    "liveness": _nothing,
+    "drain": _nothing,
+}
+
+#: All oracles of a storm.
+NAMES = (*JUDGES, *FROM_THE_LOG)

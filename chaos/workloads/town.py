@@ -1,0 +1,102 @@
+"""Everything at once on one App: the bank, and around it chains, fan-outs, waits, limited queues, and a clock that strikes.
+
+What jobs do is written down as the bank does it: one row in ``effect`` for each transaction, one line in the file for each run of
+a plain step.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import psycopg
+
+from chaos.oracles import claim_history
+from chaos.workloads import bank
+from chaos.workloads.bank import ENOUGH, NOTE_EFFECT, RETRY, app, effect, write_outside
+from pgqueue import Queue, Rate, gather, sleep, wait_event
+from pgqueue.database import run
+
+#: The limits that the oracles hold claims to.
+FEW, PER_SECOND, BURST = 3, 40, 5
+
+#: A queue for each workload, so that none waits behind another one's limits.
+app.queues.update({
+    queue.name: queue
+    for queue in (
+        Queue("few", concurrency=FEW),
+        Queue("keys", per_key=1),
+        Queue("even", rate=Rate(PER_SECOND, per="1s", burst=BURST)),
+        Queue("zoo"),
+    )
+})  # fmt: skip
+
+
+@app.transaction(max_crashes=ENOUGH, retry=RETRY)
+def note(tx: psycopg.Connection[Any], n: int) -> int:
+    tx.execute(NOTE_EFFECT, effect())
+    return n
+
+
+@app.step(max_crashes=ENOUGH, retry=RETRY)
+def outside(n: int) -> int:
+    write_outside("effect")
+    return n
+
+
+@app.workflow(max_crashes=ENOUGH)
+def chain(steps: int) -> int:
+    """Many small steps, every fifth of them a plain one."""
+    return sum((outside if n % 5 == 4 else note)(n) for n in range(steps))
+
+
+@app.workflow(max_crashes=ENOUGH)
+def fan_out(children: int) -> int:
+    """Children at once, and what follows when all have ended."""
+    results = gather(*child.map(range(children)))
+    note(len(results))
+    return sum(results)
+
+
+@app.workflow(max_crashes=ENOUGH)
+def child(n: int) -> int:
+    note(n)
+    return n
+
+
+@app.workflow(max_crashes=ENOUGH)
+def waits(key: str) -> int:
+    """Leaves its worker twice: for a moment, and for an event that the job sends itself."""
+    note(1)
+    sleep(0.2)
+    app.send_event(key)
+    wait_event(key)
+    return note(2)
+
+
+@app.step(queue="few", max_crashes=ENOUGH, retry=RETRY)
+def visit(n: int) -> int:
+    """What a queue with a limit is for."""
+    write_outside("effect")
+    time.sleep(0.005)
+    return n
+
+
+@app.step(queue="keys", key="key", max_crashes=ENOUGH, retry=RETRY)
+def serve(n: int, key: str) -> int:
+    """One of a key at a time."""
+    write_outside("effect")
+    return n
+
+
+def install(conn: psycopg.Connection[Any], history: bool = True) -> None:
+    """The tables, what workers would register, and the history of claims."""
+    conn.execute(bank.TABLES)
+    run(conn, app.registration())
+    if history:
+        claim_history.install(conn)
+
+
+def names(kind: str) -> frozenset[str]:
+    """Of all functions of this kind."""
+    return frozenset(function.name for function in app.functions.values() if function.kind == kind)

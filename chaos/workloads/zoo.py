@@ -1,0 +1,100 @@
+"""Jobs that are bad for their process, on the App of the town. ``EXPECTED`` says how each has to end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import resource
+import signal
+import sys
+from pathlib import Path
+
+from chaos.workloads.bank import app, write_outside
+from pgqueue import Retry
+
+ONCE = Retry(1)
+
+#: Status, and what its error has to say; "" where it must just be so.
+EXPECTED = {
+    "segfault": ("failed", ""),
+    "leave": ("failed", ""),
+    "shoot_itself": ("failed", ""),
+    "eat_memory": ("failed", "MemoryError"),
+    "recurse": ("failed", "RecursionError"),
+    "loop_in_c": ("failed", "StepTimeout"),
+    "breed": ("succeeded", ""),
+    "flood": ("succeeded", ""),
+    "ignore_term": ("succeeded", ""),
+}
+
+
+@app.step(queue="zoo", retry=ONCE)
+def segfault() -> None:
+    """The process is gone, with signal 11."""
+    ctypes.string_at(0)
+
+
+@app.step(queue="zoo", retry=ONCE)
+def leave() -> None:
+    os._exit(3)
+
+
+@app.step(queue="zoo", retry=ONCE)
+def shoot_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.step(queue="zoo", retry=ONCE, max_crashes=1000)
+def eat_memory() -> int:
+    """Memory is refused. (A real out-of-memory kill is a SIGKILL, which others of the zoo do to themselves.)"""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (16 << 20), before[1]))
+    try:
+        return len(bytearray(64 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@app.step(queue="zoo", retry=ONCE, max_crashes=1000)
+def recurse() -> int:
+    return _deeper(0)
+
+
+def _deeper(n: int) -> int:
+    return _deeper(n + 1) + 1
+
+
+@app.step(queue="zoo", retry=ONCE, timeout="1s", max_crashes=1000)
+def loop_in_c() -> bool:
+    """Never lets another thread run, nor a signal handler."""
+    return re.fullmatch(r"(a+)+", "a" * 64 + "b") is None
+
+
+@app.step(queue="zoo", retry=ONCE, max_crashes=1000)
+def breed() -> int:
+    """Children that would stay for minutes, and are nobody's business."""
+    write_outside("effect")
+    for _ in range(10):
+        if os.fork() == 0:
+            os.execvp("sleep", ["sleep", "60"])
+    return 10
+
+
+@app.step(queue="zoo", retry=ONCE, max_crashes=1000)
+def flood() -> int:
+    """A few megabytes of output."""
+    write_outside("effect")
+    for _ in range(2000):
+        sys.stdout.write("x" * 1000 + "\n")
+    sys.stdout.flush()
+    return 2000
+
+
+@app.step(queue="zoo", retry=ONCE, max_crashes=1000)
+def ignore_term() -> str:
+    write_outside("effect")
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, before)
+    return "ignored"

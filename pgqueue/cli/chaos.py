@@ -1,0 +1,128 @@
+"""``pgqueue chaos``: break this pgqueue on this PostgreSQL in every way that the suite knows, and look at what came of it.
+
+The suite is the directory ``chaos`` beside this package in a checkout, and ``pgqueue/suite/chaos`` in the wheel. Only this
+command puts it on the path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import pgqueue
+from pgqueue.cli.output import show_json
+from pgqueue.config import Exit
+from pgqueue.errors import Configuration
+
+PLANS = ("smoke", "sweep", "soak")
+EVERY = 10.0  # seconds between two lines where nobody looks at a terminal
+
+
+@click.group()
+def chaos() -> None:
+    """Kill, freeze, cut and restart everything, and see whether each promise holds."""
+
+
+@chaos.command("run")
+@click.option("--plan", default="smoke", show_default=True, type=click.Choice(PLANS), help="Which rounds there are.")
+@click.option("--minutes", type=click.FloatRange(0.1, 10_000), help="How long.  [default: as the plan says]")
+@click.option("--seed", type=click.IntRange(0), help="What is broken when follows from it.  [default: a random one]")
+@click.option("--faults", default="", help="Only these, separated by commas: F1,F8. pgqueue chaos faults lists them.")
+@click.option("--dsn", help="A server of yours, in a database of its own: only what is safe there.")
+@click.option("--embedded", type=click.IntRange(15), metavar="VERSION", help="The major version of the server that is started.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where events, logs and the report go.")
+@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+def run_command(
+    plan: str, minutes: float | None, seed: int | None, faults: str, dsn: str | None, embedded: int | None, out: Path | None,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Run a plan. Exits with 1 if any oracle has found anything.
+
+    Without --dsn it starts a PostgreSQL of its own, with standbys, which it may crash and throw away.
+    """
+    wanted = tuple(filter(None, (part.strip().upper() for part in faults.split(","))))
+    chosen = secrets.randbelow(1_000_000) if seed is None else seed
+    return _run(as_json, plan=plan, minutes=minutes, seed=chosen, faults=wanted, dsn=dsn, version=embedded, directory=out)
+
+
+@chaos.command("replay")
+@click.argument("seed", type=click.IntRange(0))
+@click.option("--plan", default="smoke", show_default=True, type=click.Choice(PLANS))
+@click.option("--minutes", type=click.FloatRange(0.1, 10_000))
+@click.option("--dsn")
+@click.option("--embedded", type=click.IntRange(15), metavar="VERSION")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True)
+def replay_command(
+    seed: int, plan: str, minutes: float | None, dsn: str | None, embedded: int | None, out: Path | None, as_json: bool
+) -> int:
+    """Run a plan again with a seed: the same faults in the same order, with the same choices. (Not the same nanoseconds.)"""
+    return _run(as_json, plan=plan, minutes=minutes, seed=seed, faults=(), dsn=dsn, version=embedded, directory=out)
+
+
+@chaos.command("faults")
+def faults_command() -> None:
+    """What can be broken, how, and what is expected then."""
+    for number, fault in _suite("chaos.faults").faults().items():
+        click.echo(f"{number:<4} {fault.title}")
+        click.echo(f"     {fault.broken}")
+        click.echo(f"     Expected: {fault.expected}")
+
+
+def _run(as_json: bool, directory: Path | None, **wanted: Any) -> int:
+    suite, table, pictures = map(_suite, ("chaos.suite", "chaos.table", "chaos.pictures"))
+    unknown = set(wanted["faults"]) - _suite("chaos.faults").faults().keys()
+    if unknown:
+        raise click.UsageError(f"there is no fault {', '.join(sorted(unknown))}: see pgqueue chaos faults")
+    place = directory or Path(tempfile.mkdtemp(prefix="pgqueue-chaos-run-"))
+    place.mkdir(parents=True, exist_ok=True)
+    say = _teller(as_json)
+    say(f"seed {wanted['seed']}")
+    report = suite.run(suite.Request(directory=place, **wanted), say)
+    say("")
+    (place / "report.html").write_text(pictures.page(report))
+    if as_json:
+        show_json(report.as_json())
+    else:
+        for line in table.lines(report):
+            click.echo(line)
+        click.echo(f"\nreport with pictures: {place / 'report.html'}")
+    if not report.good:
+        again = f"pgqueue chaos replay {wanted['seed']} --plan {wanted['plan']}"
+        click.echo(f"pgqueue: promises were broken; events and logs are in {place}; again: {again}", err=True)
+    return Exit.OK if report.good else Exit.FAILED
+
+
+def _teller(quiet: bool) -> Callable[[str], None]:
+    """Progress on stderr: one line that changes on a terminal, otherwise a line now and then."""
+    if sys.stderr.isatty() and not quiet:
+        return lambda text: click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+    told = [0.0]
+
+    def tell(text: str) -> None:
+        if text and not quiet and time.monotonic() - told[0] > EVERY:
+            told[0] = time.monotonic()
+            click.echo(text, err=True)
+
+    return tell
+
+
+def _suite(module: str) -> Any:
+    """A module of the suite."""
+    package = Path(pgqueue.__file__).parent
+    place = next((place for place in (package / "suite", package.parent) if (place / "chaos" / "suite.py").exists()), None)
+    if place is None:
+        raise Configuration("the chaos suite was not installed with pgqueue: use the wheel, or a checkout")
+    if str(place) not in sys.path:
+        sys.path.insert(0, str(place))
+    os.environ.setdefault("PYTHONHASHSEED", "0")
+    return importlib.import_module(module)
