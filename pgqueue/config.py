@@ -83,6 +83,25 @@ class Duration(Kind):
         return "" if value is None else f"{value:g}s"
 
 
+@dataclass(frozen=True)
+class Size(Kind):
+    """An amount of memory, in bytes."""
+
+    name = "size"
+
+    def read(self, given: Any) -> int:
+        found = re.fullmatch(r"(\d{1,12})\s*([KMG]?)i?B?", str(given).strip(), re.IGNORECASE)
+        if isinstance(given, bool) or found is None:
+            raise ValueError(f"{given!r} is no amount of memory: use 400M, or 1G")
+        return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()]
+
+    def text(self, value: Any) -> str:
+        shift, unit = next(
+            (shift, unit) for shift, unit in ((30, "G"), (20, "M"), (10, "K"), (0, "")) if value % (1 << shift) == 0
+        )
+        return f"{value >> shift}{unit}" if value else "0"
+
+
 class Names(Kind):
     """Several names: a list, or a text with commas."""
 
@@ -166,6 +185,10 @@ class WorkSettings:
     queues: tuple[str, ...] = setting((), Names(), "Serve only these queues, separated by commas.", "-q")
     drain_timeout: float = setting(25.0, Duration(), "How long a stop waits for running jobs.")
     lease: float = setting(15.0, Duration(1.0), "After how long without a beat a worker is dead; the beat is a third of it.")
+    max_jobs: int = setting(0, Whole(0, 10**9), "Replace a worker that has run so many jobs; 0: never.")
+    max_memory: int = setting(0, Size(), "Replace a worker that needs more memory of its own; 0: never.")
+    boot_timeout: float = setting(60.0, Duration(), "Kill a worker that has not booted after so long.")
+    hang_timeout: float = setting(30.0, Duration(), "Kill a worker that has no job and has not moved for so long.")
     verbose: bool = setting(False, Flag(), "Log more.", "-v")
     burst: bool = False
     typed: dict[str, Any] = field(default_factory=dict, repr=False)  # what of it was given on the command line

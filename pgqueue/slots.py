@@ -54,7 +54,7 @@ class Order(IntEnum):
 _ID_HIGH, _ID_LOW, _PID, _ORDER = 0, 1, 2, 3  # supervisor
 _PHASE, _INFLIGHT, _LAST, _DONE, _REGISTERED = 4, 6, 7, 8, 9  # worker
 _REVOKED = 10  # housekeeper
-_TICKS = 11  # worker; two fields
+_TICKS, _LEFT = 11, 13  # worker; two fields, and one
 
 # Field numbers of the head. All the supervisor's but _OF_HOUSEKEEPER.
 _OF_SUPERVISOR, _OF_HOUSEKEEPER, _STOPPING = 0, 2, 4  # the first two have two fields each
@@ -151,6 +151,14 @@ class Slot:
 
     def set_registered(self) -> None:
         self._cells[_REGISTERED] = 1
+
+    @property
+    def left(self) -> bool:
+        """Has the worker ended in order, with nothing left?"""
+        return bool(self._cells[_LEFT])
+
+    def set_left(self) -> None:
+        self._cells[_LEFT] = 1
 
     # -------------------------------------------------------------------------------- which claims it holds
 

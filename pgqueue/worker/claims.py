@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_AFTER = 0.010  # seconds a result may wait for others
 BUSY_PAUSE = 0.05  # seconds before a settlement is sent again that a session of its job still holds
+LONGEST_SLEEP = 5.0  # seconds; whoever sleeps longer would look hung
 SAFETY_POLL = 5.0  # seconds between polls of an idle worker: the housekeeper polls for all of them, this is the second net
 
 
@@ -55,6 +56,7 @@ class Claims(threading.Thread):
         inbox: Inbox,
         wake: tuple[int, int],
         meter: Meter | None = None,
+        most_jobs: int = 0,
     ):
         super().__init__(name="pgqueue-claims", daemon=True)
         self._dsn = dsn
@@ -65,6 +67,7 @@ class Claims(threading.Thread):
         self._inbox = inbox
         self._wake_read, self._wake_write = wake
         self._meter = meter or Meter()
+        self._most_jobs = most_jobs  # to run before we leave; 0: no end
         self._finished: deque[Settlement] = deque()
         self._unsettled: list[Settlement] = []  # sent, and not acknowledged
         self._free = list(range(HELD))
@@ -111,6 +114,7 @@ class Claims(threading.Thread):
     def _keep_serving(self) -> None:
         tries = 0
         while True:
+            self._slot.ticks.ask()
             try:
                 with database.connect(self._dsn, f"pgqueue:{self._worker}:claims") as conn:
                     tries = 0
@@ -124,6 +128,8 @@ class Claims(threading.Thread):
                 self._meter.add(DB_ERRORS, ("claims",))
                 self._slot.announce(0)
                 self._hints.reset()
+                if self._slot.order == Order.DRAIN and self._all_done():
+                    return  # what the lost reply has brought is given back when we are gone
                 tries += 1
                 time.sleep(database.backoff(tries))
 
@@ -131,7 +137,8 @@ class Claims(threading.Thread):
         retry_at = 0.0  # when to send busy settlements again
         poll_at = 0.0  # when to look for jobs, though nobody says that there are any
         while True:
-            draining = self._slot.order == Order.DRAIN
+            self._slot.ticks.tick()
+            draining = self._slot.order == Order.DRAIN or self._worn_out
             for job in self._inbox.take_late(everything=draining):  # nobody is charged, no attempt is used
                 self._finished.append(Settlement(job, "release"))
             batch = self._take_finished(retry_at)
@@ -164,7 +171,16 @@ class Claims(threading.Thread):
         """How many jobs to claim now, and from which queues. Only what can start soon: a job behind a long one is a hostage."""
         rooms = {queue: self._inbox.room(colours) for queue, colours in self._queues.items()}
         queues = [queue for queue, room in rooms.items() if room]
-        return min([len(self._free), MOST, *(rooms[queue] for queue in queues)]) if queues else 0, queues
+        most = min(len(self._free), MOST)
+        if self._most_jobs:
+            held = HELD - len(self._free)
+            most = min(most, max(0, self._most_jobs - self._slot.done - held))
+        return min([most, *(rooms[queue] for queue in queues)]) if queues else 0, queues
+
+    @property
+    def _worn_out(self) -> bool:
+        """Has this worker run as many jobs as it should?"""
+        return self._most_jobs > 0 and self._slot.done >= self._most_jobs
 
     def _take_finished(self, retry_at: float) -> list[Settlement]:
         """What to settle now: all that is done, unless more will follow within the flush time."""
@@ -203,6 +219,7 @@ class Claims(threading.Thread):
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     def _wait(self, seconds: float | None) -> None:
+        seconds = LONGEST_SLEEP if seconds is None else min(seconds, LONGEST_SLEEP)
         if select.select([self._wake_read], [], [], seconds)[0]:
             self._called = b"." in os.read(self._wake_read, 4096)
 
@@ -222,7 +239,9 @@ class Claims(threading.Thread):
             self._slot.announce(token)
             failpoint("claim.before")
             claiming = [protocol.newest_position(), self._claim(token, want, queues)]
+        self._slot.ticks.ask()
         answers = self._send(conn, settling, claiming)
+        self._slot.ticks.tick()
         if batch:
             settled = answers.pop(0)
             if isinstance(settled, psycopg.Error):

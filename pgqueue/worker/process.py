@@ -26,9 +26,10 @@ from pgqueue.worker.runners import Loop, Threads
 log = logging.getLogger(__name__)
 
 
-def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int]) -> int:
-    """Run jobs until told to drain. The exit code."""
+def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int], most_jobs: int = 0) -> int:
+    """Run jobs until told to drain, or until there were so many. The exit code."""
     process.is_worker = True
+    slot.ticks.tick()
     try:
         app = load_app(settings.target)
         queues = served_queues(app, settings.queues)
@@ -42,7 +43,7 @@ def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int])
     app.meter = slot.meter()
     for instrument in app.instruments.values():
         app.meter.declare(instrument.family)
-    max_bytes = register(app, dsn, worker)
+    max_bytes = register(app, dsn, worker, slot)
     slot.set_registered()
     threads, loop = runners(app, settings, dsn, worker, max_bytes)
     try:
@@ -51,7 +52,8 @@ def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int])
         log.exception("a worker_start hook failed: this worker ends")
         return Exit.FAILED
     slot.phase = Phase.BUSY
-    serve(app, queues, slot, worker, wake, threads, loop)
+    serve(app, queues, slot, worker, wake, threads, loop, most_jobs)
+    slot.set_left()
     call_hooks(app, "worker_stop", loop)
     return Exit.OK
 
@@ -67,14 +69,15 @@ def runners(app: App, settings: WorkSettings, dsn: str, worker: str, max_bytes: 
 
 
 def serve(
-    app: App, queues: Sequence[str], slot: Slot, worker: str, wake: tuple[int, int], threads: Threads | None, loop: Loop | None
-) -> None:
+    app: App, queues: Sequence[str], slot: Slot, worker: str, wake: tuple[int, int], threads: Threads | None, loop: Loop | None,
+    most_jobs: int,
+) -> None:  # fmt: skip
     """Claim, run and settle, until told to drain. The main thread is one of those that run jobs."""
     halves = {colour: runner for colour, runner in ((False, threads), (True, loop)) if runner is not None}
     inbox = Inbox(slot, {colour: runner.half for colour, runner in halves.items()}, lambda name: app.functions[name].is_async)
     for runner in halves.values():
         runner.watch(slot.limit)
-    claims = Claims(app.dsn, worker, colours_of(app, queues), list(app.functions), slot, inbox, wake, app.meter)
+    claims = Claims(app.dsn, worker, colours_of(app, queues), list(app.functions), slot, inbox, wake, app.meter, most_jobs)
     for runner in halves.values():
         runner.attach(inbox, claims.done)
     if threads is None:
@@ -114,15 +117,18 @@ def served_queues(app: App, wanted: Sequence[str]) -> list[str]:
     return list(wanted) or list(app.queues)
 
 
-def register(app: App, dsn: str, worker: str) -> int:
+def register(app: App, dsn: str, worker: str, slot: Slot) -> int:
     """Introduce this worker to the database, however long that is away. The size limit of results in bytes."""
     tries = 0
+    slot.ticks.ask()
     while True:
         try:
             with database.connect(dsn, f"pgqueue:{worker}:claims") as conn:
                 database.check_schema(conn)
                 database.run(conn, app.registration())
-                return database.run(conn, protocol.register_worker(worker, Process.of(os.getpid())))
+                max_bytes = database.run(conn, protocol.register_worker(worker, Process.of(os.getpid())))
+                slot.ticks.tick()
+                return max_bytes
         except DatabaseUnreachable as error:
             tries += 1
             log.warning("%s", error)

@@ -1,0 +1,48 @@
+"""A probe that runs, as its supervisor sees it. (What it does is in probe.py.)"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+from pgqueue.config import Exit, WorkSettings
+from pgqueue.supervisor.child import Scratch, describe, kill_group
+from pgqueue.supervisor.fork import fork
+from pgqueue.supervisor.probe import Facts, probe, read_facts
+
+log = logging.getLogger(__name__)
+
+
+class Probing:
+    """Begins with the fork. Ends with ``answer()``, when the process has ended."""
+
+    def __init__(self, settings: WorkSettings, close: Iterable[int]) -> None:
+        self._target = settings.target
+        self._facts, self._stacks = Scratch(), Scratch()
+        self._until = time.monotonic() + settings.boot_timeout
+        self._limit = settings.boot_timeout
+        self.pid = fork(lambda: probe(settings, self._facts.descriptor), close, True, self._stacks.descriptor)
+
+    def enforce_limit(self) -> None:
+        """Kill it where it takes too long."""
+        if time.monotonic() > self._until:
+            log.error("importing %s and asking the database has taken more than %g s", self._target, self._limit)
+            self.kill()
+            self._until = float("inf")
+
+    def kill(self) -> None:
+        kill_group(self.pid)
+
+    def answer(self, code: int) -> Facts | int:
+        """What it has found out, or the exit code that says why not."""
+        facts, stacks = self._facts.take(), self._stacks.take().decode(errors="replace").strip()
+        self._facts.close()
+        self._stacks.close()
+        if code == 0:
+            return read_facts(facts)
+        if code < 0:
+            log.error("the process that looks whether %s can be worked for was %s", self._target, describe(code))
+            if stacks:
+                log.error("%s", stacks)
+        return code if code > 0 else Exit.CRASH_LOOP

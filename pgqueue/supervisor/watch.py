@@ -1,0 +1,65 @@
+"""Which workers have to be killed, and which are worn out: seen in what they write into shared memory, and by the kernel."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from pathlib import Path
+
+from pgqueue.config import WorkSettings
+from pgqueue.supervisor.child import Child, is_stopped, tell
+
+log = logging.getLogger(__name__)
+
+LAST_WORDS = 0.5  # seconds for the stacks of one that is about to be killed
+
+
+def is_overdue(child: Child) -> bool:
+    """Has one of its jobs taken longer than it may?"""
+    child.overdue = child.slot.overdue()
+    return child.overdue is not None
+
+
+def standstill(child: Child, settings: WorkSettings) -> str | None:
+    """Why it does not get on; None where all is well. Waiting for the database is well, and so is a job that takes its time."""
+    silent = min(child.slot.ticks.age, time.monotonic() - child.born)
+    if silent > settings.hang_timeout and is_stopped(child.pid):
+        return f"it was stopped more than {settings.hang_timeout:g} s ago"
+    if child.slot.ticks.asking or child.has_jobs:
+        return None
+    if not child.booted:
+        return f"it has not booted within {settings.boot_timeout:g} s" if silent > settings.boot_timeout else None
+    return f"it has no job and has not moved for {settings.hang_timeout:g} s" if silent > settings.hang_timeout else None
+
+
+def say_last_words(child: Child) -> bool:
+    """Have it write its stacks. True when it has had the time for that."""
+    if child.condemned is None:
+        child.condemned = time.monotonic()
+        tell(child.pid, signal.SIGUSR1)
+    return time.monotonic() > child.condemned + LAST_WORDS
+
+
+def log_stacks(child: Child) -> None:
+    """What it has written of its stacks."""
+    if stacks := child.stacks.take():
+        log.warning("stacks of worker %s:\n%s", child.worker, stacks.decode(errors="replace").strip())
+
+
+def wear_out(child: Child, most: int) -> None:
+    """Note a worker that needs more memory than it should."""
+    if most and child.worn_out is None:
+        child.memory = private_memory(child.pid)
+        if child.memory > most:
+            child.worn_out = f"it needs {child.memory >> 20} MB"
+
+
+def private_memory(pid: int) -> int:
+    """Bytes that belong to this process alone. Not the resident set: what is shared with the process that it was forked from
+    costs nothing, and is not freed when it ends. 0 where the kernel does not say."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
