@@ -16,11 +16,15 @@ from typing import Any
 import psycopg
 from hypothesis import strategies as st
 
+from chaos.waiting import wait_for
 from pgqueue import protocol
 from pgqueue.database import connect, run
 from pgqueue.housekeeper.recovery import reap_all
 
 Operation = dict[str, Any]
+_SESSIONS = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE datname = current_database() AND application_name LIKE 'pgqueue:' || %s || ':%%'"""
 
 # ------------------------------------------------------------------------------------------------------- making them
 
@@ -106,12 +110,18 @@ def _in_the_child(work: Callable[[], None], dies_after: int | None, answer: int)
 
 
 def bury_all(dsn: str) -> None:
-    """What housekeepers do when all workers have died."""
+    """What housekeepers do when all workers have died, until nothing of them is left: neither a claim nor a session, which may
+    still be committing what it was sent."""
     with connect(dsn, "pgqueue:chaos") as conn:
         for worker, *_ in run(conn, protocol.beats()):
             held = [job for job, _, _ in run(conn, protocol.held_claims([worker]))]
             run(conn, protocol.fence_worker(worker, None, "killed", held))
-            reap_all(conn, worker, held, "crash", "killed")
+
+            def buried(worker: str = worker, held: Sequence[str] = held) -> bool:
+                reap_all(conn, worker, held, "crash", "killed")
+                return not run(conn, protocol.held_claims([worker])) and conn.execute(_SESSIONS, (worker,)).fetchone() == (0,)
+
+            wait_for(buried, f"the sessions of {worker} to end")
 
 
 # -------------------------------------------------------------------------------------------------- what came of it

@@ -107,9 +107,10 @@ class PgQueueFixture:
     def drain(self, *, limit: int | None = None, raise_failures: bool = True) -> Counter[str]:
         """Run jobs in this process until nothing is ready, or ``limit`` have run.
 
-        Returns how many ended how: ``succeeded``, ``failed``, ``cancelled``. ``retry`` counts runs of which another one will
-        follow, and ``suspended`` those that left to wait: for a time (see ``travel``), an event, a child. If a job failed,
-        JobFailed is raised at the end, with the job's own error as its cause; ``raise_failures=False`` only counts it.
+        Returns how many ended how, also without being run: ``succeeded``, ``failed``, ``cancelled``. ``retry`` counts runs of
+        which another one will follow, and ``suspended`` those that left to wait: for a time (see ``travel``), an event, a child.
+        If a job failed, JobFailed is raised at the end, with the job's own error as its cause; ``raise_failures=False`` only
+        counts it.
         """
         __tracebackhide__ = True
         _not_on_a_loop("drain() would block the event loop: in async code write await pgqueue.adrain()")
