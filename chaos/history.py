@@ -73,6 +73,7 @@ class History:
         self._conn.execute("SELECT pg_logical_emit_message(true, 'chaos', %s)", (text,))
 
     def read(self) -> list[Commit]:
+        """The new commits that touched the running jobs or have a note."""
         commits = list(read(self._conn, self._slot))
         return [commit for commit in commits if commit.began or commit.ended or commit.note is not None]
 
@@ -97,6 +98,9 @@ def begin(conn: psycopg.Connection[Any]) -> str:
 
 def read(conn: psycopg.Connection[Any], slot: str) -> Iterable[Commit]:
     """All that was committed since the last time, also what is of no interest to the limits."""
+    with conn.transaction():  # flushes the log: what is not on the disk is not decoded, and claims do not wait for it
+        conn.execute("SET LOCAL synchronous_commit = on")
+        conn.execute("SELECT pg_logical_emit_message(true, 'flush', '')")
     conn.execute("SET timezone = 'UTC'")
     return _commits([row[0] for row in conn.execute(_READ, (slot,)).fetchall()])
 

@@ -99,11 +99,14 @@ class Chaos:
         self.hosts.append(self._workers.start(APP, "-w", "4"))
 
     def strike(self, conn: Connection) -> None:
+        pids = [pid for host in self.hosts for pid in worker_pids(conn, host)]
+        if len(pids) <= 2 * len(self.hosts):
+            return  # most are still about to start
         if self._dice.random() < 0.15:
             self._start()
             self.hosts.pop(0).signal(15)
             self.deploys += 1
-        elif pids := [pid for host in self.hosts for pid in worker_pids(conn, host)]:
+        else:
             self.kills += kill(self._dice.choice(pids))
 
 

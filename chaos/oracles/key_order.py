@@ -1,8 +1,8 @@
 """The jobs of a key run one after the other, in the order in which they were enqueued, where a key has one at a time.
 
 Fails where one began for the first time, or left the running jobs for the last time, behind one of its key and priority that was
-enqueued later: also where its worker was killed or drained meanwhile. Jobs that are put off (a later retry, a sleep) let others
-by; they are not for this oracle.
+enqueued later: also where its worker was killed or drained meanwhile. Only jobs that are put off (a later retry, a sleep) let
+others by.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from chaos.history import Commit, Start
 
 
 def check(history: Iterable[Commit], queue: str, places: Mapping[str, int]) -> list[str]:
-    """``places``: where each job was in the order of the enqueues."""
+    """``places``: where each job was in the order of the enqueues. Those that are not in there let others by."""
     first: dict[str, Start] = {}  # the claims in the order in which they were first ...
     ended: dict[str, Start] = {}  # ... and those that ended, in the order in which they last did
     for commit in history:
@@ -22,7 +22,7 @@ def check(history: Iterable[Commit], queue: str, places: Mapping[str, int]) -> l
                 ended.pop(job, None)
                 ended[job] = first[job]
         for start in commit.began:
-            if start.queue == queue and start.key is not None:
+            if start.queue == queue and start.key is not None and start.job in places:
                 first.setdefault(start.job, start)
     return [
         f"{later.job} of the key {later.key} {what} behind {before.job}, which was enqueued later"

@@ -9,9 +9,9 @@ from typing import Any
 
 import psycopg
 
-from pgqueue import App, current
+from pgqueue import App, Queue, current
 
-app = App()
+app = App(queues=[Queue("free"), Queue("concurrency", concurrency=100_000), Queue("keys", per_key=1)])
 
 COUNTERS = 1000  # rows of the table counter
 TABLES = """

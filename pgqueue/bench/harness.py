@@ -68,10 +68,10 @@ class Bench:
     # ------------------------------------------------------------------------------------------------ workers
 
     @contextmanager
-    def workers(self, count: int) -> Iterator[int]:
-        """A supervisor with so many workers, until the block ends. Its process id."""
+    def workers(self, count: int, queue: str = "default") -> Iterator[int]:
+        """A supervisor with so many workers for this queue, until the block ends. Its process id."""
         self._supervisor = process = subprocess.Popen(
-            [sys.executable, "-m", "pgqueue", "work", TARGET, "-w", str(count)],
+            [sys.executable, "-m", "pgqueue", "work", TARGET, "-w", str(count), "-q", queue],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -90,6 +90,12 @@ class Bench:
         yield
         self._conn.execute("UPDATE pgqueue.queue SET paused = false")
         self._conn.execute("SELECT pgqueue.wake_idle()")
+
+    def clear(self) -> None:
+        """All jobs are forgotten, as if there had been none. Nobody may be working."""
+        self._conn.execute(
+            "TRUNCATE pgqueue.job, pgqueue.outcome, pgqueue.ready, pgqueue.running, pgqueue.waiting, pgqueue.wakeup"
+        )
 
     def wait_for_workers(self, count: int) -> None:
         """Until they have introduced themselves."""

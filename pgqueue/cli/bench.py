@@ -11,7 +11,7 @@ import click
 
 from pgqueue.cli.output import show_fields, show_json
 
-WHAT = ("noop", "steps", "transaction", "latency", "recovery", "hostage", "idle", "snapshot")
+WHAT = ("noop", "steps", "transaction", "latency", "recovery", "hostage", "idle", "limits", "snapshot")
 
 
 @click.command("bench")

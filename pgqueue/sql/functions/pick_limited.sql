@@ -16,9 +16,14 @@ DECLARE
     by_key  boolean := q.per_key IS NOT NULL;
     room    bigint := 1000000000;
     found   bigint := 0;
-    look    integer;
-    aside   text[];                                          -- the keys of jobs that were put aside
+    look    integer := 0;
     moment  timestamptz;
+    tids    tid[];                                           -- jobs that are put aside, and
+    turns   text[];
+    untils  timestamptz[];
+    jobs    uuid[];
+    lanes   smallint[];
+    places  bigint[];
     job     record;
 BEGIN
     IF q.concurrency IS NOT NULL THEN
@@ -33,9 +38,9 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    look := CASE WHEN by_key OR q.key_rate IS NOT NULL THEN least(4 * amount + 100, 2000) ELSE amount END;
     FOR round IN 1 .. 50 LOOP                                -- one is enough, unless the jobs of busy keys are in front
-        aside := '{}';
+        look := least(amount + 4 * look, 2000);
+        tids := '{}'; turns := '{}'; untils := '{}'; jobs := '{}'; lanes := '{}'; places := '{}';
         FOR job IN
             WITH seen AS MATERIALIZED (
                 SELECT r.* FROM pgqueue.pick_plain(q.name, look, hints) r WHERE q.fair_by IS NULL
@@ -50,17 +55,22 @@ BEGIN
                     SELECT (c.job_id IS NOT NULL OR (CASE j.version WHEN 1 THEN j.name ELSE j.name || '@' || j.version END) <> ALL (names)
                            OR (j.policy ->> 'deadline')::timestamptz <= stamp
                            OR (s.lane % 2 = 1 AND (j.policy ->> 'expires_at')::timestamptz <= stamp)) IS TRUE AS free) f
+            ), numbered AS (
+                SELECT f.*, row_number() OVER (PARTITION BY f.turn ORDER BY f.n) AS place FROM facts f
+            ), probed AS (                                   -- each key once: there may be a thousand jobs of it
+                SELECT n.*,
+                       CASE WHEN n.turn IS NOT NULL AND n.place = 1
+                            THEN (SELECT count(*) FROM pgqueue.running r WHERE r.limited = q.name AND r.key = n.key) END AS used,
+                       CASE WHEN n.turn IS NOT NULL AND n.place = 1
+                            THEN (SELECT true FROM pgqueue.waiting w WHERE w.kind = 'key' AND w.key = n.turn LIMIT 1) END AS queued
+                  FROM numbered n
             )
-            SELECT f.*, u.queued,
-                   CASE WHEN f.turn IS NULL THEN true
-                        ELSE (NOT by_key OR row_number() OVER (PARTITION BY f.turn ORDER BY f.n) <= q.per_key - u.used)
-                             AND (f.lane % 2 = 0 OR NOT u.queued) END AS allowed
-              FROM facts f
-              LEFT JOIN LATERAL (
-                    SELECT (SELECT count(*) FROM pgqueue.running r WHERE r.limited = q.name AND r.key = f.key) AS used,
-                           EXISTS (SELECT FROM pgqueue.waiting w WHERE w.kind = 'key' AND w.key = f.turn) AS queued
-                     WHERE f.turn IS NOT NULL) u ON true
-             ORDER BY f.n
+            SELECT p.tid, p.id, p.lane, p.pos, p.cost, p.turn, p.key, p.free,
+                   CASE WHEN p.turn IS NULL THEN true
+                        ELSE (NOT by_key OR p.place <= q.per_key - max(p.used) OVER k) AND (p.lane % 2 = 0 OR bool_or(p.queued) OVER k IS NULL)
+                        END AS allowed
+              FROM probed p WINDOW k AS (PARTITION BY p.turn)
+             ORDER BY p.n
         LOOP
             IF job.free THEN
                 tid := job.tid;
@@ -68,22 +78,19 @@ BEGIN
                 RETURN NEXT;
                 CONTINUE;
             END IF;
-            IF NOT job.allowed THEN
-                PERFORM pgqueue.put_aside(job.tid, job.id, job.turn, q.name, job.lane, job.pos, NULL);
-                aside := aside || job.turn;
+            moment := NULL;
+            IF job.allowed THEN
+                EXIT WHEN found >= amount OR (job.cost > room AND NOT (found = 0 AND room = q.concurrency));
+                IF q.key_rate IS NOT NULL AND job.turn IS NOT NULL THEN
+                    moment := pgqueue.next_start(q.name, job.key, q.key_rate, q.key_rate_seconds, q.key_rate_burst, job.cost, stamp);
+                END IF;
+            END IF;
+            IF NOT job.allowed OR moment > stamp + AHEAD THEN
+                tids := tids || job.tid; turns := turns || job.turn; untils := untils || (moment - AHEAD);
+                jobs := jobs || job.id; lanes := lanes || job.lane; places := places || job.pos;
                 CONTINUE;
             END IF;
-            EXIT WHEN found >= amount OR (job.cost > room AND NOT (found = 0 AND room = q.concurrency));
-            starts_at := NULL;
-            IF q.key_rate IS NOT NULL AND job.turn IS NOT NULL THEN
-                moment := pgqueue.next_start(q.name, job.key, q.key_rate, q.key_rate_seconds, q.key_rate_burst, job.cost, stamp);
-                IF moment > stamp + AHEAD THEN
-                    PERFORM pgqueue.put_aside(job.tid, job.id, job.turn, q.name, job.lane, job.pos, moment - AHEAD);
-                    aside := aside || job.turn;
-                    CONTINUE;
-                END IF;
-                starts_at := moment;
-            END IF;
+            starts_at := moment;
             IF q.rate IS NOT NULL THEN
                 moment := pgqueue.next_start(q.name, '', q.rate, q.rate_seconds, q.rate_burst, job.cost, stamp);
                 EXIT WHEN moment > stamp + AHEAD;
@@ -100,9 +107,10 @@ BEGIN
             room := room - job.cost;
             RETURN NEXT;
         END LOOP;
-        -- Whoever looks after keys is told, in case the job that is in front ends at this moment.
-        INSERT INTO pgqueue.wakeup (pos, turn) SELECT nextval('pgqueue.position'), t FROM (SELECT DISTINCT t FROM unnest(aside) t) t;
-        EXIT WHEN found > 0 OR cardinality(aside) = 0;
+        IF tids <> '{}' THEN
+            PERFORM pgqueue.put_aside(tids, turns, untils, jobs, q.name, lanes, places);
+        END IF;
+        EXIT WHEN found > 0 OR tids = '{}';
     END LOOP;
 END
 $$;
