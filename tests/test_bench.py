@@ -16,6 +16,7 @@ from pgqueue.bench.counts import preload
 from pgqueue.bench.delays import bench_idle
 from pgqueue.bench.harness import Bench, bench, percentiles
 from pgqueue.bench.hostages import bench_hostage
+from pgqueue.bench.limits import bench_limits
 from pgqueue.bench.measures import MEASURES
 from pgqueue.bench.throughput import bare_updates, bench_transaction
 from pgqueue.cli.bench import WHAT, in_words
@@ -99,6 +100,14 @@ def test_idle(made: Bench) -> None:
     assert set(figures) == {"workers", "seconds", "jobs"} | rates | spread("pickup_")
     assert figures["cpu_s_per_minute"] >= 0
     assert figures["statements_per_s"] is None
+
+
+def test_limits(made: Bench) -> None:
+    figures = bench_limits(made, 50, 1, rounds=1)
+    cases = ("free", "concurrency", "keys", "behind_hot_key")
+    assert set(figures) == {"jobs", "workers", "rounds"} | {f"{case}_per_s" for case in cases} | {f"{c}_ratio" for c in cases[1:]}
+    assert min(figures.values()) > 0
+    assert made.one("SELECT count(*) FROM pgqueue.job WHERE key = 'hot'") == 100
 
 
 def test_snapshot(made: Bench) -> None:

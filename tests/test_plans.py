@@ -53,8 +53,9 @@ def enqueue(conn: psycopg.Connection[Any], count: int, **options: Any) -> None:
     run(conn, protocol.enqueue_workflows(json.dumps([{"name": "w", "queue": "default", **options}] * count)))
 
 
-def claim(conn: psycopg.Connection[Any], amount: int) -> list[Any]:
-    return [job for job, _ in run(conn, protocol.claim(WORKER, new_token(), ["default"], ["w"], amount, [0] * 20))]
+def claim(conn: psycopg.Connection[Any], amount: int, at_once: int = 1) -> list[Any]:
+    call = protocol.claim(WORKER, new_token(), ["default"], ["w"], amount, [0] * 20, False, at_once)
+    return [job for job, _ in run(conn, call)]
 
 
 def settle(conn: psycopg.Connection[Any], jobs: list[Any]) -> None:
@@ -158,6 +159,34 @@ def test_a_plan_made_on_empty_tables_stays_good(dsn: str, worker: psycopg.Connec
         enqueue(conn, 120)
         large = buffers(conn, verb)
         assert large < 4 * small[name] + 200, f"{name}: {small[name]} buffers when small, {large} when large"
+
+
+def test_limits_are_linear_too(worker: psycopg.Connection[Any]) -> None:
+    """Whatever is in front: jobs that can begin, each of a key of its own, or jobs of one busy key that have to be put aside."""
+    conn = worker
+    run(conn, protocol.register_app('[{"name": "default", "limits": {"per_key": 1, "concurrency": 100000}}]', "[]"))
+
+    def put_aside(amount: int) -> None:
+        run(conn, protocol.enqueue_workflows(json.dumps([{"name": "w", "queue": "default", "key": "busy"}] * amount)))
+        enqueue(conn, 1, key=f"behind {amount}")
+        counts["put aside", amount] = buffers(conn, lambda: held.append(claim(conn, 1)))
+
+    held: list[Any] = []
+    counts: dict[tuple[str, int], int] = {}
+    enqueue(conn, 1, key="busy")
+    claim(conn, 1)
+    put_aside(100)
+    put_aside(1000)
+    assert [len(jobs) for jobs in held] == [1, 1]
+    assert conn.execute("SELECT count(*) FROM pgqueue.waiting").fetchone() == (1100,)
+    for amount in (100, 1000):
+        jobs = [{"name": "w", "queue": "default", "key": f"{amount} {n}"} for n in range(amount)]
+        run(conn, protocol.enqueue_workflows(json.dumps(jobs)))
+        counts["claim", amount] = buffers(conn, lambda amount=amount: held.append(claim(conn, amount, amount)))
+        counts["settle", amount] = buffers(conn, lambda: settle(conn, held[-1]))
+        assert len(held[-1]) == amount
+    for verb in ("put aside", "claim", "settle"):
+        assert counts[verb, 1000] < 15 * counts[verb, 100], counts
 
 
 def test_claim_and_settle_are_linear(worker: psycopg.Connection[Any]) -> None:
