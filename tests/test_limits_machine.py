@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 import pgqueue
-from chaos.history import History, Start, starts
+from chaos.history import History, Start, impossible, starts
 from chaos.oracles import concurrency, key_order, rates
 from pgqueue import App, Queue, Rate, protocol
 from pgqueue.database import connect, run
@@ -232,8 +232,8 @@ class Cluster:
 
 @pytest.fixture
 def conns(dsn: str, conn: Connection) -> Iterator[list[Connection]]:
-    if conn.execute("SHOW wal_level").fetchone() != ("logical",):
-        pytest.skip("the server does not decode its log: it needs wal_level = logical")
+    if why := impossible(conn):
+        pytest.skip(why)
     conn.execute(CLOCK)
     others = [connect(dsn, "actor") for _ in range(3)]
     for each in (conn, *others):

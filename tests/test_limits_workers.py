@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from chaos.history import Commit, History, starts
+from chaos.history import Commit, History, impossible, starts
 from chaos.oracles import concurrency, key_order, rates
 from chaos.workloads import limited
 from pgqueue.database import connect
@@ -39,8 +39,8 @@ def db(dsn: str, conn: Connection, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.fixture
 def history(db: Connection) -> Iterator[History]:
-    if db.execute("SHOW wal_level").fetchone() != ("logical",):
-        pytest.skip("the server does not decode its log: it needs wal_level = logical")
+    if why := impossible(db):
+        pytest.skip(why)
     made = limited.prepare(db)
     yield made
     made.close()
