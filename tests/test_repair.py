@@ -511,6 +511,11 @@ def test_many_go_in_batches(app: App, dsn: str, conn: psycopg.Connection[Any], h
     assert one(conn, "SELECT count(*) FROM pgqueue.cancel_request WHERE by LIKE '%@% (pgqueue cancel)'") == 2400
 
 
+def test_where_nobody_can_be_asked(wreck: Hand, dsn: str) -> None:
+    for command in (["requeue", "--failed"], ["prune", "--older", "7d"]):
+        refused(64, *command, says="Nobody can be asked here: --yes says so beforehand", dsn=dsn)
+
+
 def test_cancel_what_fits(app: App, dsn: str, conn: psycopg.Connection[Any], hand: Any) -> None:
     @app.workflow(name="sleeps")
     def sleeps() -> None:

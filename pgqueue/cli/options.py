@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -76,6 +77,15 @@ def asker(command: str) -> str:
     except (OSError, KeyError):  # a process of a container whose user has no name
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()} (pgqueue {command})"
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Go on only where somebody says so. UsageError where nobody can be asked."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{question} Nobody can be asked here: --yes says so beforehand")
+    click.confirm(question, abort=True)
 
 
 def ask(dsn: str | None, call: protocol.Call[T]) -> T:

@@ -12,7 +12,7 @@ import click
 import psycopg
 
 from pgqueue import database, protocol
-from pgqueue.cli.options import DURATION, asker, dsn_option
+from pgqueue.cli.options import DURATION, asker, confirm, dsn_option
 from pgqueue.cli.output import show
 from pgqueue.cli.show import whole_id
 from pgqueue.cli.tree import ACTIVE
@@ -135,8 +135,7 @@ def _change(
         if dry_run or not found:
             return Exit.OK
         more = f" (the oldest: there may be more, the limit is {limit:,})" if len(found) == limit else ""
-        if not yes:
-            click.confirm(f"{name} {len(found):,} {' and '.join(chosen.states)} jobs{more}?", abort=True)
+        confirm(f"{name} {len(found):,} {' and '.join(chosen.states)} jobs{more}?", yes)
         counts = _in_batches(conn, [row[0] for row in found], verb)
     show(("answer", "jobs"), sorted(counts.items()), False)
     return _code(counts, good)
@@ -169,8 +168,7 @@ def _code(counts: Counter[str], good: str) -> int:
 @dsn_option
 def prune(older: float, states: tuple[str, ...], yes: bool, dsn: str | None) -> None:
     """Delete ended jobs with everything about them, and, unless --state says which jobs, events and ticks that are as old."""
-    if not yes:
-        click.confirm(f"delete the {' and '.join(states or ('ended',))} jobs that ended more than {older:g} s ago?", abort=True)
+    confirm(f"delete the {' and '.join(states or ('ended',))} jobs that ended more than {older:g} s ago?", yes)
     total = events = ticks = 0
     with database.connect(database.dsn_from(dsn), "pgqueue:cli") as conn:
         while gone := database.run(conn, protocol.prune(states or ENDED, older, 1000)):

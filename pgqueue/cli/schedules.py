@@ -12,7 +12,7 @@ import click
 import psycopg
 
 from pgqueue import database, protocol
-from pgqueue.cli.options import ask, asker, dsn_option, json_option
+from pgqueue.cli.options import ask, asker, confirm, dsn_option, json_option
 from pgqueue.cli.output import show, show_json
 from pgqueue.config import Exit
 from pgqueue.errors import BadValue, UnknownSchedule
@@ -91,8 +91,8 @@ def backfill(group_dsn: str | None, name: str, begin: str, end: str | None, dry_
         if dry_run:
             show(("due_at",), [(tick,) for tick in ticks], False)
             return Exit.OK
-        if ticks and not yes:
-            click.confirm(f"backfill {len(ticks):,} ticks of {name}, from {ticks[0]} to {ticks[-1]}?", abort=True)
+        if ticks:
+            confirm(f"backfill {len(ticks):,} ticks of {name}, from {ticks[0]} to {ticks[-1]}?", yes)
         new = 0
         for at in range(0, len(ticks), MOST_TICKS):
             new += database.run(conn, protocol.backfill_schedule(name, ticks[at : at + MOST_TICKS]))
