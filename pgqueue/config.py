@@ -63,6 +63,25 @@ class Whole(Kind):
         return int(given)
 
 
+class Address(Kind):
+    """Where to listen: a port of this machine, or an address and a port."""
+
+    name = "address"
+
+    def read(self, given: Any) -> str:
+        text = str(given)
+        found = re.fullmatch(r"(?:(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]*):)?(\d{1,5})", text)
+        if not found or int(found[2]) > 65535:
+            raise ValueError(f"{given!r} is no address: 9909 (this machine only), 0.0.0.0:9909 or [::]:9909")
+        return f"{found[1] or '127.0.0.1'}:{found[2]}"
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """The two parts of an address."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 @dataclass(frozen=True)
 class Duration(Kind):
     """A length of time, in seconds."""
@@ -189,6 +208,9 @@ class WorkSettings:
     max_memory: int = setting(0, Size(), "Replace a worker that needs more memory of its own; 0: never.")
     boot_timeout: float = setting(60.0, Duration(), "Kill a worker that has not booted after so long.")
     hang_timeout: float = setting(30.0, Duration(), "Kill a worker that has no job and has not moved for so long.")
+    metrics: str | None = setting(
+        None, Address(), "Where to answer /metrics, /livez and /readyz: a port of this machine, or ADDRESS:PORT."
+    )
     verbose: bool = setting(False, Flag(), "Log more.", "-v")
     burst: bool = False
     typed: dict[str, Any] = field(default_factory=dict, repr=False)  # what of it was given on the command line

@@ -183,6 +183,15 @@ def backoff(tries: int, longest: float = 2.0) -> float:
     return random.uniform(0.5, 1.0) * min(longest, 0.02 * 2.0 ** min(tries, 10))  # noqa: S311 -- no secret
 
 
+def schema_fits(conn: psycopg.Connection[Any]) -> bool:
+    """Is the schema there and new enough?"""
+    try:
+        check_schema(conn)
+    except SchemaMissing:
+        return False
+    return True
+
+
 def check_schema(conn: psycopg.Connection[Any]) -> None:
     """SchemaMissing unless the schema is there and new enough."""
     try:

@@ -7,9 +7,12 @@ How they are counted is in meter.py, how they are shown in housekeeper/collector
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+Values = Mapping["Family", Mapping[tuple[str, ...], list[float]]]
+"""Metrics with their series, by the values of the labels: the numbers of each (see Family.words)."""
 Kind = Literal["counter", "gauge", "histogram"]
 Combine = Literal["sum", "max", "min", "latest"]
 

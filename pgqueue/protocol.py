@@ -348,6 +348,26 @@ def lapsed_workers() -> Call[Rows]:
     return Call("SELECT worker::text, reason FROM pgqueue.lapsed_workers()", (), _rows)
 
 
+def take_duty(name: str, holder: str, seconds: float, force: bool = False) -> Call[bool]:
+    """Is this work ours to do, for so many seconds?"""
+    return Call("SELECT pgqueue.take_duty(%s, %s::uuid, %s, %s)", (name, holder, seconds, force), _first)
+
+
+def statement_limit(seconds: float) -> Call[None]:
+    """The statements of this transaction may take so long."""
+    return Call("SELECT pgqueue.statement_limit(%s)", (seconds,), _nothing)
+
+
+def metrics() -> Call[Rows]:
+    """Rows of (metric, values of its labels, number): see metrics.py."""
+    return Call("SELECT metric, labels, value FROM pgqueue.metrics()", (), _rows)
+
+
+def job_names(jobs: Sequence[str]) -> Call[Rows]:
+    """Rows of (id, name, queue, state)."""
+    return Call("SELECT id::text, name, queue, state FROM pgqueue.jobs WHERE id = ANY (%s::uuid[])", (list(jobs),), _rows)
+
+
 def is_writable() -> Call[bool]:
     """Does the server accept writes?"""
     return Call("SELECT pgqueue.is_writable()", (), _first)

@@ -14,6 +14,8 @@ import psycopg
 from pgqueue import database, protocol
 from pgqueue.errors import DatabaseUnreachable
 from pgqueue.failpoints import failpoint
+from pgqueue.meter import Meter
+from pgqueue.metrics import DB_ERRORS
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,13 @@ class Heartbeat(threading.Thread):
     """Beats for ``workers()`` every ``interval`` seconds; calls ``fenced`` for a worker that has lost its lease."""
 
     def __init__(
-        self, dsn: str, name: str, interval: float, workers: Callable[[], Sequence[str]], fenced: Callable[[str], None]
+        self,
+        dsn: str,
+        name: str,
+        interval: float,
+        workers: Callable[[], Sequence[str]],
+        fenced: Callable[[str], None],
+        meter: Meter,
     ) -> None:
         super().__init__(name="pgqueue-heartbeat", daemon=True)
         self._dsn = dsn
@@ -30,6 +38,7 @@ class Heartbeat(threading.Thread):
         self._interval = interval
         self._workers = workers
         self._fenced = fenced
+        self._meter = meter
 
     def run(self) -> None:
         try:
@@ -49,6 +58,7 @@ class Heartbeat(threading.Thread):
                         time.sleep(self._interval)
             except (psycopg.Error, DatabaseUnreachable) as error:
                 log.warning("heartbeat: %s", " ".join(str(error).split()))
+                self._meter.add(DB_ERRORS, ("heartbeat",))
                 tries += 1
                 time.sleep(min(self._interval, database.backoff(tries)))
 

@@ -21,10 +21,14 @@ from pgqueue.database import run
 from pgqueue.errors import DatabaseUnreachable
 from pgqueue.failpoints import failpoint
 from pgqueue.housekeeper import recovery
+from pgqueue.housekeeper.counting import count_ended, count_recovered
+from pgqueue.housekeeper.exposition import Exposition, Health
 from pgqueue.housekeeper.heartbeat import Heartbeat
 from pgqueue.housekeeper.leases import Leases
 from pgqueue.housekeeper.ticks import tick_due
+from pgqueue.metrics import DB_ERRORS, RECOVERY
 from pgqueue.slots import Phase, Slot, Slots
+from pgqueue.supervisor.child import Death
 
 log = logging.getLogger(__name__)
 EARLY = 0.04  # seconds; claims look 50 ms ahead
@@ -53,21 +57,26 @@ class Housekeeper:
         self._life = life
         self._name = f"pgqueue:housekeeper:{uuid.uuid4()}"
         self._leases = Leases(settings.lease)
-        self._deaths: dict[str, tuple[list[int], str | None, int | None]] = {}  # told by the supervisor, still to be dealt with
+        self._deaths: dict[str, Death] = {}  # told by the supervisor, still to be dealt with
         self._due: dict[Callable[[psycopg.Connection[Any]], float], float] = {}  # duty -> when
         self._listening = False
         self._looked_to: str | None = None  # how far the look at all waiting jobs has come
         self._answered: dict[int, float] = {}  # tokens of claims on their way, and when we first saw them
+        self._meter = slots.meter()
+        self._health = Health()
         self._unsettled: dict[str, set[int]] = {}  # results that workers had not settled when we last looked
 
     def run(self) -> int:
-        Heartbeat(self._dsn, self._name, self._settings.beat, self._workers, self._report_fenced).start()
+        Heartbeat(self._dsn, self._name, self._settings.beat, self._workers, self._report_fenced, self._meter).start()
+        if self._settings.metrics:
+            Exposition(self._slots, self._health).serve(self._settings.metrics, self._dsn, self._meter)
         tries = 0
         while True:
             self._slots.housekeeper.ask()
             try:
                 with database.connect(self._dsn, self._name) as conn:
                     tries = 0
+                    self._health.schema_fits = database.schema_fits(conn)
                     conn.execute("LISTEN pgqueue; LISTEN pgqueue_wake")
                     self._plan()
                     recovery.fence_vanished(conn)
@@ -75,6 +84,7 @@ class Housekeeper:
                     return 0
             except (psycopg.Error, DatabaseUnreachable) as error:
                 log.warning("housekeeper: %s", " ".join(str(error).split()))
+                self._meter.add(DB_ERRORS, ("housekeeper",))
                 tries += 1
                 if self._pause(database.backoff(tries)):
                     self._kill_orphans()  # the jobs are reaped by others, when the lease is over
@@ -100,16 +110,25 @@ class Housekeeper:
         """Until the supervisor is gone."""
         while True:
             for worker, death in list(self._deaths.items()):
-                recovery.bury(conn, worker, self._slots.of(worker), *death)
+                self._bury(conn, worker, death)
                 self._deaths.pop(worker)
                 self._say("reaped", worker)
             now = time.monotonic()
             for duty, when in self._due.items():
                 if now >= when:
                     self._due[duty] = time.monotonic() + duty(conn)
+                    self._health.answered()
             if self._wait(conn):
                 self._inherit(conn)
                 return
+
+    def _bury(self, conn: psycopg.Connection[Any], worker: str, death: Death) -> None:
+        slot = self._slots.of(worker)
+        recovered, ended = recovery.bury(conn, worker, slot, death.started, death.reason, death.overdue)
+        count_recovered(self._meter, death.kind, recovered)
+        if recovered:
+            self._meter.observe(RECOVERY, (), time.monotonic() - death.at)
+        count_ended(self._meter, run(conn, protocol.job_names(ended)) if ended else [])
 
     def _wait(self, conn: psycopg.Connection[Any]) -> bool:
         """Until something is due, or somebody calls. True: the supervisor is gone."""
@@ -147,8 +166,8 @@ class Housekeeper:
     def _hear(self) -> None:
         data = self._supervisor.recv(65536)
         if data:
-            message = msgspec.json.decode(data)
-            self._deaths[message["worker"]] = (message["started"], message["reason"], message["overdue"])
+            death = msgspec.json.decode(data, type=Death)
+            self._deaths[death.worker] = death
 
     def _say(self, what: str, worker: str = "") -> None:
         try:
@@ -179,7 +198,7 @@ class Housekeeper:
         for worker, beat in self._leases.observe(((row[0], row[1]) for row in beats), time.monotonic()):
             if run(conn, protocol.fence_worker(worker, beat, f"its lease of {self._settings.lease:g} s ran out")):
                 log.warning("worker %s has not been heard of for %g s: fenced", worker, self._settings.lease)
-        recovery.reap_lapsed(conn, except_for=list(self._deaths))
+        count_recovered(self._meter, "lost", recovery.reap_lapsed(conn, except_for=list(self._deaths)))
         return self._settings.lease / 10
 
     def _promote(self, conn: psycopg.Connection[Any]) -> float:
@@ -273,4 +292,4 @@ class Housekeeper:
         for worker, _ in self._kill_orphans():
             recovery.bury(conn, worker, self._slots.of(worker), [], None)
         for worker, death in self._deaths.items():
-            recovery.bury(conn, worker, self._slots.of(worker), *death)
+            self._bury(conn, worker, death)

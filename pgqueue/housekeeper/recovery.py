@@ -23,8 +23,9 @@ HOSTAGE_AFTER = 0.75  # seconds that a claimed job may wait in its worker; the w
 PATIENCE = 2.0  # seconds to wait for the sessions of a dead worker; what they still hold is reaped in the next round
 
 
-def settle_kept(conn: psycopg.Connection[Any], worker: str, kept: Mapping[int, tuple[str, int]]) -> None:
-    """Settle what a worker has finished, from shared memory. It may do so itself at the same moment: that is safe."""
+def settle_kept(conn: psycopg.Connection[Any], worker: str, kept: Mapping[int, tuple[str, int]]) -> list[str]:
+    """Settle what a worker has finished, from shared memory. It may do so itself at the same moment: that is safe. Which jobs
+    these were."""
     held = {digest(job, token): (job, token) for job, token, _ in run(conn, protocol.held_claims([worker]))}
     finished = [
         Settlement(ClaimedJob(*held[key], "", "", "", 0, None), "succeeded", result, seen)
@@ -33,6 +34,7 @@ def settle_kept(conn: psycopg.Connection[Any], worker: str, kept: Mapping[int, t
     ]
     if finished and "busy" in run(conn, protocol.settle(finished)).values():
         run(conn, protocol.end_stalled(worker))  # it holds them itself, in a message that it does not get to finish
+    return [settlement.job.id for settlement in finished]
 
 
 def bury(
@@ -42,41 +44,46 @@ def bury(
     started: Sequence[int],
     reason: str | None,
     overdue: int | None = None,
-) -> None:
+) -> tuple[int, list[str]]:
     """A worker of this host has died: what it had finished is settled, its other jobs are ready again. ``started``: the jobs it
-    was running, which are charged. ``overdue``: it was killed because of the time limit of this step of the one job."""
+    was running, which are charged. ``overdue``: it was killed because of the time limit of this step of the one job. How many
+    jobs were given back, and which may have ended here."""
     kept = slot.kept() if slot is not None else {}
+    finished: list[str] = []
     if kept:
-        settle_kept(conn, worker, kept)  # before the fence: from then on other hosts reap, and know nothing of these
+        finished = settle_kept(conn, worker, kept)  # before the fence: from then on other hosts reap, and know nothing of these
     held = {digest(job, token): (job, token) for job, token, _ in run(conn, protocol.held_claims([worker]))}
     charged = [held[key][0] for key in started if key in held and key not in kept]
     run(conn, protocol.fence_worker(worker, None, reason or "ended by its supervisor", charged))
-    reap_all(conn, worker, charged, "crash" if overdue is None else "timeout", reason, overdue)
+    given_back = reap_all(conn, worker, charged, "crash" if overdue is None else "timeout", reason, overdue)
+    return given_back, finished + charged
 
 
 def reap_all(
     conn: psycopg.Connection[Any], worker: str, started: Sequence[str], kind: str, reason: str | None, step: int | None = None
-) -> None:
-    """Take everything from a fenced worker. Its sessions are ended first: they may hold jobs in the middle of a step."""
+) -> int:
+    """Take everything from a fenced worker. Its sessions are ended first: they may hold jobs in the middle of a step. How many
+    jobs were given back."""
+    all_given_back = 0
     run(conn, protocol.end_sessions(worker))
     deadline = time.monotonic() + PATIENCE
     while True:
         failpoint("reap.selected")
         given_back, failed, still_held = run(conn, protocol.reap(worker, started, kind, reason, step))
         failpoint("reap.committed")
+        all_given_back += given_back
         if given_back or failed:
             log.info("worker %s: %d jobs given back, %d failed (%s)", worker, given_back, failed, reason or "no charge")
         if still_held == 0 or time.monotonic() > deadline:
-            return
+            return all_given_back
         time.sleep(0.01)
 
 
-def reap_lapsed(conn: psycopg.Connection[Any], except_for: Sequence[str] = ()) -> None:
+def reap_lapsed(conn: psycopg.Connection[Any], except_for: Sequence[str] = ()) -> int:
     """Everything that belongs to a fenced or missing worker, whoever fenced it and whenever. ``except_for``: deaths that are
-    about to be reported in detail."""
-    for worker, reason in run(conn, protocol.lapsed_workers()):
-        if worker not in except_for:
-            reap_all(conn, worker, [], "lost", reason)
+    about to be reported in detail. How many jobs were given back."""
+    lapsed = [(worker, reason) for worker, reason in run(conn, protocol.lapsed_workers()) if worker not in except_for]
+    return sum(reap_all(conn, worker, [], "lost", reason) for worker, reason in lapsed)
 
 
 def fence_vanished(conn: psycopg.Connection[Any]) -> None:

@@ -26,6 +26,11 @@ class Death(msgspec.Struct):
     overdue: int | None = None  # it was ended because of the time limit of this step of its job; 0: of the job
     at: float = msgspec.field(default_factory=time.monotonic)  # when the supervisor saw it
 
+    @property
+    def kind(self) -> str:
+        """For the metric."""
+        return "timeout" if self.overdue is not None else "ended" if self.reason is None else "crash"
+
 
 @dataclass(eq=False)
 class Child:
