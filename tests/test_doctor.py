@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import tempfile
 import threading
 import uuid
@@ -23,7 +22,8 @@ from pgqueue.doctor.examine import CHECKS, examine
 from pgqueue.doctor.finding import Case, Finding
 from pgqueue.embedded import Embedded
 from pgqueue.settings import resolve
-from tests.support import ROOT, Hand, Workers, wait_for
+from tests.bouncer import bouncer
+from tests.support import ROOT, Hand, Workers, database_of, wait_for
 from tests.test_cli import pgqueue
 from tests.test_docs import code, section, table
 
@@ -244,40 +244,12 @@ def test_connections(dsn: str, conn: psycopg.Connection[Any]) -> None:
             assert name in found(dsn, "connections", "warning", "log in as different roles").what
 
 
-def test_a_pooler(dsn: str, tmp_path: Path) -> None:
-    binary = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
-    if binary is None:
-        pytest.skip("pgbouncer is not installed: apt install pgbouncer")
-    for mode, severity, says in (("session", "note", "a session of its own"), ("transaction", "warning", "shares sessions")):
-        with bouncer(binary, dsn, tmp_path, mode) as pooled:
-            found(pooled, "pooler", severity, says)
-
-
-@contextmanager
-def bouncer(binary: str, dsn: str, home: Path, mode: str) -> Iterator[str]:
-    """A PgBouncer before this database: its DSN."""
-    server = psycopg.conninfo.conninfo_to_dict(dsn)
-    with tempfile.TemporaryDirectory(prefix="bouncer-") as sockets:
-        Path(sockets).chmod(0o777)
-        config = Path(sockets) / "pgbouncer.ini"
-        config.write_text(
-            f"[databases]\n{server['dbname']} = host={server['host']} port={server.get('port', 5432)} user={server['user']}"
-            f" password={server['password']}\n[pgbouncer]\nlisten_port = 6432\nunix_socket_dir = {sockets}\n"
-            f"auth_type = any\npool_mode = {mode}\nignore_startup_parameters = extra_float_digits,options\n"
-        )
-        config.chmod(0o644)
-        process = subprocess.Popen([binary, "-q", "-u", owner(str(server["host"])), str(config)])
-        try:
-            wait_for(lambda: (Path(sockets) / ".s.PGSQL.6432").exists(), what="pgbouncer to listen")
-            yield f"host={sockets} port=6432 dbname={server['dbname']} user={server['user']}"
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def owner(path: str) -> str:
-    """Who may reach the socket of the server."""
-    return Path(path).owner()
+def test_a_pooler(dsn: str) -> None:
+    pools = "own = {server} pool_mode=session\nshared = {server} pool_mode=transaction\n"
+    config = f"[databases]\n{pools}[pgbouncer]\nlisten_port = 6432\n"
+    with bouncer(config, dsn) as pooler:
+        found(database_of(pooler, "own"), "pooler", "note", "a session of its own")
+        found(database_of(pooler, "shared"), "pooler", "warning", "shares sessions")
 
 
 def test_clocks(dsn: str, conn: psycopg.Connection[Any]) -> None:
