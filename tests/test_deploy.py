@@ -260,7 +260,7 @@ def test_a_server_starts_with_the_settings_and_the_doctor_likes_them() -> None:
             with connect(dsn, "tests") as conn:
                 for name, value in settings.items():
                     shown = conn.execute("SELECT current_setting(%s)", (name,)).fetchone()
-                    assert shown == (value,), name
+                    assert shown == (value,) or name.startswith("tcp_"), name  # those are 0 on a socket of the file system
             done = pgqueue("doctor", "--strict", dsn=dsn)
             assert done.returncode == 0, done.stdout
         finally:
