@@ -314,6 +314,10 @@ class Slots:
         """Slots that have a worker."""
         return [slot for slot in self._slots if slot.phase not in (Phase.FREE, Phase.DEAD) and slot.worker is not None]
 
+    def workers(self) -> list[str]:
+        """All that their supervisor knows of, also those that have died and are not dealt with yet."""
+        return [slot.worker for slot in self._slots if slot.phase != Phase.FREE and slot.worker is not None]
+
     def of(self, worker: str) -> Slot | None:
         """The slot of this incarnation, dead or alive."""
         return next((slot for slot in self._slots if slot.worker == worker), None)

@@ -478,6 +478,30 @@ def in_the_middle(conn: psycopg.Connection[Any], worker: str) -> bool:
     return bool(conn.execute(look, (f"pgqueue:{worker}:claims",)).fetchall())
 
 
+def test_a_worker_that_dies_together_with_the_housekeeper_is_charged_for_what_it_ran(
+    bank_db: psycopg.Connection[Any], workers: Workers
+) -> None:
+    """The new housekeeper finds that a process is gone, and its supervisor knows what that was running: that is what counts."""
+    jobs = bank.app.enqueue_many(bank.nap.map([600, 600]))
+    work = workers.start("tests.apps.bank:app", "-w", "1", "--threads", "2")
+    wait_for(lambda: states(bank_db) == {"running": 2}, what=f"the jobs to run\n{work.log()}")
+    [worker], keeper = ready(bank_db, work, 1), housekeeper_pid(bank_db, work)
+    kill(work.pid, signal.SIGSTOP)
+    for pid in (keeper, worker):
+        kill(pid)
+    wait_for(lambda: not connected(bank_db), what="the server to notice")
+    kill(work.pid, signal.SIGCONT)
+    wait_for(lambda: all(job.attempts() for job in jobs), what=f"the jobs to be given back\n{work.log()}")
+    work.signal(signal.SIGQUIT)
+    work.wait()
+    assert [[a.kind for a in job.attempts()] for job in jobs] == [["crash"]] * 2
+
+
+def connected(conn: psycopg.Connection[Any]) -> bool:
+    sessions = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgqueue:%:%'"
+    return conn.execute(sessions).fetchone() is not None
+
+
 @pytest.mark.parametrize("kind", ["constraint", "trigger"])
 def test_a_job_whose_end_cannot_be_stored_has_failed_and_holds_up_no_other(
     bank_db: psycopg.Connection[Any], workers: Workers, kind: str

@@ -79,7 +79,7 @@ class Housekeeper:
                     self._health.schema_fits = database.schema_fits(conn)
                     conn.execute("LISTEN pgqueue; LISTEN pgqueue_wake")
                     self._plan()
-                    recovery.fence_vanished(conn)
+                    recovery.fence_vanished(conn, self._slots.workers())
                     self._keep_house(conn)
                     return 0
             except (psycopg.Error, DatabaseUnreachable) as error:

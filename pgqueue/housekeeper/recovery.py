@@ -86,12 +86,13 @@ def reap_lapsed(conn: psycopg.Connection[Any], except_for: Sequence[str] = ()) -
     return sum(reap_all(conn, worker, [], "lost", reason) for worker, reason in lapsed)
 
 
-def fence_vanished(conn: psycopg.Connection[Any]) -> None:
+def fence_vanished(conn: psycopg.Connection[Any], ours: Sequence[str]) -> None:
     """At start: workers of this very machine and boot whose process no longer exists. A restarted supervisor finds the jobs of
-    the killed one this way, and does not wait for the lease."""
+    the killed one this way, and does not wait for the lease. Not ``ours``: their supervisor tells of their deaths, and what they
+    were running."""
     here = (ids.boot_id(), ids.pid_namespace())
     for worker, _, boot_id, pid_ns, pid, ticks in run(conn, protocol.beats()):
-        if (boot_id, pid_ns) == here and ticks and ids.start_ticks(pid) != ticks:
+        if (boot_id, pid_ns) == here and ticks and worker not in ours and ids.start_ticks(pid) != ticks:
             run(conn, protocol.fence_worker(worker, None, "its process is gone"))
 
 
