@@ -357,10 +357,10 @@ def test_a_job_that_kills_its_process_just_after_returning_does_not_loop(
 ) -> None:
     """Its small result outlives the worker. A large one does not, but then the job is charged with the crash."""
     job = bank.dies_late.enqueue("x" * size)
-    workers.start("tests.apps.bank:app", "-w", "1")
-    wait_for(lambda: job.status() in ("succeeded", "failed"), 60)
-    runs = bank_file.read_text().count("late")
-    assert runs <= (1 if size < 100 else 3)
+    work = workers.start("tests.apps.bank:app", "-w", "1", env={"PGQUEUE_FAILPOINTS": "settle.before=kill9"})
+    wait_for(lambda: job.status() in ("succeeded", "failed"), 60, work.log())
+    assert job.status() == ("succeeded" if size < 100 else "failed")
+    assert bank_file.read_text().count("late") == (1 if size < 100 else 3)
 
 
 @pytest.mark.parametrize("how", ["exit", "raise", "return"])

@@ -229,8 +229,10 @@ class Claims(threading.Thread):
         waiting = self._unsettled  # busy ones whose time has not come
         self._unsettled = batch + waiting  # in doubt until acknowledged
         began = time.monotonic()
-        failpoint("settle.before")
-        settling = [protocol.settle(batch)] if batch else []
+        settling: list[protocol.Call[Any]] = []
+        if batch:
+            failpoint("settle.before")
+            settling = [protocol.settle(batch)]
         claiming: list[protocol.Call[Any]] = []
         token = 0
         if want:
