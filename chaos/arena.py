@@ -21,6 +21,7 @@ from chaos.controller import Controller
 from chaos.processes import Host, send_signal
 from chaos.server import Server
 from chaos.waiting import wait_for
+from chaos.wire import Proxy
 from chaos.workloads import bank, town, unruly
 from pgqueue.config import Exit
 from pgqueue.database import is_lost
@@ -96,10 +97,13 @@ class Arena:
             environment["BANK_STRIKES"] = "1"
         self.chaos = Controller(dsn, directory, TARGET, environment)
         self.hosts: list[Host] = []
+        self.ways: dict[int, str | None] = {}  # of each host: the DSN that it was given, if it was
         self.injected: Counter[str] = Counter()
         self.events: list[tuple[float, str, str]] = []  # when, which fault, what was done
         self.losses: list[Loss] = []
         self.specimens: dict[str, Specimen] = {}
+        self.cancelled: set[str] = set()  # or nearly
+        self.proxy: Proxy | None = None  # where one host works through it
         self.enqueued: set[str] = set()  # acknowledged
         self.attempted: set[str] = set()
         self.interrupted = 0  # steps that a fault can have interrupted
@@ -136,17 +140,20 @@ class Arena:
         self.begin_log()
         for _ in range(self.setup.hosts):
             self.start_host()
-        count = self.setup.hosts * self.setup.workers
+        if self.proxy is not None:
+            self.start_host(self.proxy.dsn)
+        count = len(self.hosts) * self.setup.workers
         wait_for(lambda: len(self.workers(0)) >= count, lambda: f"{count} workers\n{self.chaos.story()}")
 
     # ------------------------------------------------------------------------------------------------- hosts
 
-    def start_host(self, dsn: str | None = None, failpoints: str = "", target: str | None = None) -> Host:
+    def start_host(self, dsn: str | None = None) -> Host:
         """Another ``pgqueue work``. ``dsn``: if it reaches the database on another way."""
         options = ["-w", str(self.setup.workers), "--concurrency", "3", "--lease", f"{self.setup.lease}s"]
-        host = self.chaos.start(*options, *(["--dsn", dsn] if dsn else []), failpoints=failpoints)
+        host = self.chaos.start(*options, *(["--dsn", dsn] if dsn else []))
         with self._lock:
             self.hosts.append(host)
+            self.ways[host.pid] = dsn
         return host
 
     def forget(self, host: Host) -> None:
@@ -165,7 +172,7 @@ class Arena:
                         code = host.wait()
                         self.chaos.note("a supervisor has ended", pid=host.pid, code=code)
                         self.over.wait(0.5 if code == Exit.UNREACHABLE else 0)
-                        self.start_host()
+                        self.start_host(self.ways[host.pid])
 
     def workers(self, age: float = GROWN) -> list[Worker]:
         """The workers of our hosts that have a lease, and are at least so old, the busiest first."""
@@ -247,7 +254,7 @@ class Arena:
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition, or for the end of the round."""
-        wait_for(lambda: condition() or self.over.is_set(), "what a fault waits for")
+        wait_for(lambda: condition() or self.feeding_is_over.is_set(), "what a fault waits for")
 
     def note(self, fault: str, what: str) -> None:
         """A fault was injected."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
+import pgqueue
 from chaos.processes import ROOT
 
 WORKERS = 2
@@ -41,7 +43,7 @@ FIRST = {
 
 def failpoint_names() -> list[str]:
     """All that exist, found in the sources."""
-    files = [*(ROOT / "pgqueue").rglob("*.py"), *(ROOT / "chaos" / "workloads").glob("*.py")]
+    files = [*Path(pgqueue.__file__).parent.rglob("*.py"), *(ROOT / "chaos" / "workloads").glob("*.py")]
     return sorted({name for file in files for name in re.findall(r'failpoint\("([a-z_.]+)"\)', file.read_text())})
 
 

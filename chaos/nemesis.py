@@ -27,7 +27,7 @@ def timetable(every: Mapping[str, float], seconds: float, seed: str) -> list[Ent
     entries = []
     for fault, mean in every.items():
         chance = random.Random(f"{seed} {fault}")
-        at, number = chance.expovariate(1 / mean), 0
+        at, number = chance.uniform(0, min(mean, seconds * 0.9)), 0  # at least once
         while at < seconds:
             entries.append(Entry(round(at, 3), fault, f"{seed} {fault} {number}"))
             at, number = at + chance.expovariate(1 / mean), number + 1

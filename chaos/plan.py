@@ -1,7 +1,7 @@
 """Plans: which rounds there are, how large, and how often each fault strikes. They are data, in chaos/plans/*.toml.
 
 A *storm* lets faults strike a host of jobs at random moments, which follow from the seed. *Cases* are faults at one place each,
-one by one. *Cuts* break the connection at every message of a workflow. *Lost commits* are failovers of exactly K commits.
+one by one. *Cuts* break the connection at every message of a workflow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from chaos.arena import Setup
 
 PLANS = Path(__file__).parent / "plans"
-KINDS = ("storm", "cases", "cuts", "lost commits")
+KINDS = ("storm", "cases", "cuts")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Round:
     seconds: float = 30.0  # of a storm, until the faults stop
     every: dict[str, float] = field(default_factory=dict)  # of each fault: seconds between two, on average
     setup: Setup = field(default_factory=Setup)
+    proxy: bool = False  # one host more, which works through a proxy that breaks its connections
     only: tuple[str, ...] = ()  # of cases and cuts: these
     sample: int = 0  # so many of them, by the seed; 0: all
     pairs: int = 0  # of cases: so many pairs besides

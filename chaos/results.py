@@ -167,7 +167,7 @@ class Report:
             "left_out": self.left_out,
             "faults": self.injected(),
             **{name.replace(" ", "_"): value for name, value in self.totals().items()},
-            "recovery": {kind: quantiles(self.recoveries(kind)) for kind in ("worker", "supervisor", "host")},
+            "recovery": {kind: quantiles(self.recoveries(kind)) for kind in ("worker", "supervisor", "host", "wire")},
             "first_job_after_the_server_came_back": quantiles(sorted(s for r in self.rounds for s in r.first_jobs)),
             "oracles": {name: asdict(verdict) for name, verdict in self.verdicts().items()},
             "rounds": [asdict(result) if everything else result.as_json() for result in self.rounds],

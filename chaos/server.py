@@ -71,6 +71,7 @@ class OwnServer:
 
     def __init__(self, version: int | None = None) -> None:
         self._place = Path(tempfile.mkdtemp(prefix="pgqueue-chaos-", dir=_memory()))
+        self.directory = self._place
         self.place = f"{self._place.parent}, fsync on"
         self._place.chmod(0o755)
         self._version = version

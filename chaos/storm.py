@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -22,6 +23,7 @@ from chaos.results import Result, measured
 from chaos.server import Server
 from chaos.verdicts import verdicts
 from chaos.waiting import wait_for
+from chaos.wire import Proxy
 from pgqueue import migrate
 from pgqueue.database import connect
 
@@ -45,7 +47,9 @@ class Storm:
         chosen = {number: mean for number, mean in self._round.every.items() if not faults()[number].left_out(self._server)}
         with copy_of(self._server.dsn, TEMPLATE) as dsn:
             arena = Arena(self._server, dsn, self._directory, self._round.setup, self._seed)
-            with arena.chaos:
+            with arena.chaos, ExitStack() as stack:
+                if self._round.proxy and self._server.own:
+                    arena.proxy = stack.enter_context(Proxy(dsn))
                 try:
                     entries = timetable(chosen, seconds, self._seed)
                     arena.chaos.note("plan", seed=self._seed, entries=entries)

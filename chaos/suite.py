@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaos import plan
+from chaos.case_round import Cases
 from chaos.faults import faults
 from chaos.results import Report, Result
 from chaos.server import GivenServer, OwnServer, Server
 from chaos.storm import Storm, prepare
 from chaos.verdicts import Verdict
+from chaos.wire_cuts import Cuts
 
 
 @dataclass
@@ -82,7 +84,7 @@ def _round(
         return Result(entry.kind, entry.name, seed, verdicts={"suite": Verdict([f"the round did not end: {trace}"])})
 
 
-KINDS = {"storm": Storm}
+KINDS: dict[str, type[Storm] | type[Cases] | type[Cuts]] = {"storm": Storm, "cases": Cases, "cuts": Cuts}
 
 
 def _write(directory: Path, report: Report) -> None:

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from chaos.faults import faults
 from chaos.results import Report, quantiles
 
-RECOVERIES = {"worker": "killed worker", "supervisor": "killed supervisor", "host": "frozen or killed host"}
+RECOVERIES = {
+    "worker": "killed worker",
+    "supervisor": "killed supervisor",
+    "host": "frozen or killed host",
+    "wire": "cut connection: the job ended",
+}
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -18,8 +23,8 @@ def lines(report: Report) -> Iterator[str]:
     known = faults()
     for number, times in report.injected().items():
         yield f"{number:<4} {known[number].title:<32} {times:>8,}" if number in known else f"{number:<37} {times:>8,}"
-    for number, reason in report.left_out.items():
-        yield f"{number:<4} {known[number].title:<32}        - left out: {reason}"
+    for reason in dict.fromkeys(report.left_out.values()):
+        yield f"left out, because {reason}: {', '.join(n for n, why in report.left_out.items() if why == reason)}"
     yield ""
     for name, value in report.totals().items():
         yield f"{name:<37} {value:>8,}"

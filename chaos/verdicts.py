@@ -130,10 +130,14 @@ JUDGES: dict[str, Callable[[Arena, psycopg.Connection[Any]], Verdict]] = {
     "invariant": _simple(invariant.check),
     "plain steps": _plain_steps,
     "ticks": _ticks,
-    "expectations": lambda arena, conn: Verdict(expectations.check(conn, arena.specimens), f"{len(arena.specimens)} bad jobs"),
+    "expectations": lambda arena, conn: Verdict(
+        expectations.check(conn, arena.specimens, arena.cancelled), f"{len(arena.specimens)} bad jobs"
+    ),
     "prefix": _prefix,
     "liveness": _nothing,
     "drain": _nothing,
+    "migration": _nothing,
+    "suite": _nothing,
 }
 
 #: All oracles of a storm.

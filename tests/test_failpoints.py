@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from chaos.cases import HANG, LEASE, Case, all_cases, failpoint_names
+from chaos.case_round import pairs
+from chaos.cases import HANG, LEASE, Case, all_cases
 from chaos.databases import copy_of
 from chaos.sweep import Sweep
 from pgqueue import failpoints
@@ -23,11 +24,7 @@ AT_ONCE = 6
 SINGLE = all_cases()
 
 #: A worker is killed, and then again the one that runs its job next, or whoever deals with the death: some pairs of many.
-ON_THE_WAY = ("bank.", "claim.", "dispatch.", "settle.", "step.", "transaction.", "failure.", "heartbeat.", "promote.")
-KILLERS = [name for name in failpoint_names() if name.startswith(ON_THE_WAY)]
-RECOVERY = [*KILLERS, "reap.selected", "reap.committed", "supervisor.child_reaped"]
-PAIRS = [Case(again, "kill9", f"{first}=kill9") for first in KILLERS for again in RECOVERY if first != again]
-TWICE = random.Random(os.environ.get("SEED", "2026")).sample(PAIRS, 40)
+TWICE = random.Random(os.environ.get("SEED", "2026")).sample(pairs(), 40)
 
 HUNG = [
     Case(name, HANG)

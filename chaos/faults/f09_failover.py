@@ -43,7 +43,7 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
             nonlocal before
             before = _committed(arena)
             goal[:] = goal or [before + lose]
-            return before >= goal[0] or arena.over.is_set()
+            return before >= goal[0] or arena.feeding_is_over.is_set()
 
         arena.server.fail_over(enough)
     arena.accepting()

@@ -22,8 +22,9 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     if not hosts:
         return None
     how = chance.choice(("once", "twice", "group", "booting", "killed"))
-    successor = arena.start_host()
-    leaving = successor if how == "booting" else chance.choice(hosts)
+    replaced = chance.choice(hosts)
+    successor = arena.start_host(arena.ways[replaced.pid])
+    leaving = successor if how == "booting" else replaced
     arena.forget(leaving)
     if how == "booting":
         time.sleep(chance.uniform(0.05, 0.6))

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import psycopg
 
 _ENDED = """
-SELECT o.job_id::text, o.status, coalesce(o.error::json ->> 'type', '') || ': ' || coalesce(o.error::json ->> 'message', '')
-  FROM pgqueue.outcome o WHERE o.status <> 'succeeded' OR o.job_id::text = ANY (%s)
+SELECT o.job_id::text, o.status, coalesce(o.error::json ->> 'type', '') || ': ' || coalesce(o.error::json ->> 'message', ''),
+       j.parent::text
+  FROM pgqueue.outcome o JOIN pgqueue.job j ON j.id = o.job_id WHERE o.status <> 'succeeded' OR o.job_id::text = ANY (%s)
 """
 #: (Where several jobs had begun in a worker that died, nobody knows which one it was: then three times as many are allowed.)
 _CRASHES = """
@@ -32,10 +33,15 @@ class _Specimen(Protocol):
     def says(self) -> str: ...
 
 
-def check(conn: psycopg.Connection[Any], specimens: Mapping[str, _Specimen]) -> list[str]:
-    """When all jobs have ended. ``specimens``: by their ids."""
+def check(conn: psycopg.Connection[Any], specimens: Mapping[str, _Specimen], cancelled: set[str] | None = None) -> list[str]:
+    """When all jobs have ended. ``specimens``: by their ids. ``cancelled``: what somebody cancelled, or tried to; their children
+    end with them."""
     wrong = []
-    ended = {job: (status, error) for job, status, error in conn.execute(_ENDED, (list(specimens),)).fetchall()}
+    ended = {
+        job: (status, error)
+        for job, status, error, parent in conn.execute(_ENDED, (list(specimens),)).fetchall()
+        if status != "cancelled" or not {job, parent} & (cancelled or set())
+    }
     for job, specimen in specimens.items():
         status, error = ended.pop(job, ("is not there", ""))
         if status != specimen.status or specimen.says not in error:

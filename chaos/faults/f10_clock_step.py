@@ -1,0 +1,38 @@
+"""F10: the clock of the database jumps."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from chaos.arena import Arena
+
+BROKEN = """pgqueue's clock of the database is some seconds ahead or behind for a moment: its functions clock() and
+clock_bound() are replaced, for everybody. (A session cannot do that: there is no setting to set. An hour, with schedules:
+tests/test_schedules.py.)"""
+EXPECTED = "Leases hold, no tick comes twice. Of a limited rate at most one burst more gets through for each step."
+SEEN_BY = ("ticks", "rates", "claim history", "liveness")
+LANE = "clock"
+
+_CLOCKS = """
+CREATE OR REPLACE FUNCTION pgqueue.clock() RETURNS timestamptz LANGUAGE sql VOLATILE
+AS $$ SELECT clock_timestamp() {0} $$;
+CREATE OR REPLACE FUNCTION pgqueue.clock_bound() RETURNS timestamptz LANGUAGE sql STABLE
+AS $$ SELECT statement_timestamp() {0} $$;
+"""
+
+
+def inject(arena: Arena, chance: random.Random) -> str | None:
+    """There, and back: two steps."""
+    seconds = chance.choice((-5, 5, -2, 2))
+    arena.steps_of_the_clock += 2
+    try:
+        _set(arena, f"+ interval '{seconds} seconds'")
+        time.sleep(chance.uniform(0.5, 3))
+    finally:
+        _set(arena, "")
+    return f"the clock was {seconds:+d} s off"
+
+
+def _set(arena: Arena, offset: str) -> None:
+    arena.snapshot(lambda conn: conn.execute(_CLOCKS.format(offset)))
