@@ -137,18 +137,26 @@ class OwnServer:
         """The standby takes over. ``until``: cut it off first, and lose what is committed before this says that it is enough.
         Without it nothing is lost."""
         self.prepare_standby()
+        if until is not None:
+            self.cut_off()
+            wait_for(until, "enough commits to lose")
+        self.take_over(lossless=until is None)
+
+    def cut_off(self) -> None:
+        """From now on the standby hears of nothing any more."""
+        assert self._standby is not None
+        with psycopg.connect(self._standby.dsn, autocommit=True) as conn:
+            conn.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            conn.execute("SELECT pg_reload_conf()")
+            receiving = "SELECT count(*) FROM pg_stat_wal_receiver"
+            wait_for(lambda: conn.execute(receiving).fetchone() == (0,), "the standby to be cut off")
+
+    def take_over(self, lossless: bool = False) -> None:
+        """The primary ends (in peace it sends the last of its log first), and the standby is promoted."""
         standby = self._standby
         assert standby is not None
+        self.primary.stop("fast" if lossless else "immediate")
         with psycopg.connect(standby.dsn, autocommit=True) as conn:
-            if until is None:
-                self.primary.stop("fast")  # sends the last of its log before it ends
-            else:
-                conn.execute("ALTER SYSTEM SET primary_conninfo = ''")
-                conn.execute("SELECT pg_reload_conf()")
-                received = "SELECT count(*) FROM pg_stat_wal_receiver"
-                wait_for(lambda: conn.execute(received).fetchone() == (0,), "the standby to be cut off")
-                wait_for(until, "enough commits to lose")
-                self.primary.stop("immediate")
             conn.execute("SELECT pg_promote(true, 60)")
         self._replace(standby)
 

@@ -1,61 +1,64 @@
-"""The database goes back to an earlier moment, and workers remember a later one: application data and jobs stay together."""
+"""The database goes back to an earlier moment, by a restore or a failover that loses commits, and workers remember a later one:
+application data and jobs stay together."""
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from chaos.server import OwnServer
 from pgqueue import App, migrate, protocol
 from pgqueue.database import connect, run
-from pgqueue.embedded import Embedded
 from pgqueue.housekeeper import recovery
 from tests.support import Hand, violations
 
 
-class TimeMachine:
-    """A server that can be put back to where it was."""
+class Restored:
+    """A server that is put back to what a backup has."""
 
-    def __init__(self, home: Path) -> None:
-        self._server = Embedded(home / "data")
-        self.dsn = self._server.start()
-        self._data = self._server.home / "data"
-        self._kept = self._server.home / "kept"
+    def __init__(self, server: OwnServer) -> None:
+        self._server = server
+        self.dsn = server.dsn
 
     def keep(self) -> None:
-        self._server.stop()
-        subprocess.run(["cp", "-a", str(self._data), str(self._kept)], check=True)
-        self._server.start()
+        self._kept = self._server.keep()
 
     def go_back(self) -> None:
-        self._server.stop("immediate")
-        subprocess.run(["rm", "-rf", str(self._data)], check=True)
-        subprocess.run(["cp", "-a", str(self._kept), str(self._data)], check=True)
-        self._server.start()
-
-    def remove(self) -> None:
-        subprocess.run(["rm", "-rf", str(self._kept)], check=True)
-        self._server.remove()
+        self._server.go_back(self._kept)
 
 
-@pytest.fixture
-def machine() -> Iterator[TimeMachine]:
-    with tempfile.TemporaryDirectory(prefix="pgqueue-restore-", ignore_cleanup_errors=True) as home:
-        machine = TimeMachine(Path(home))
-        with connect(machine.dsn, "tests") as conn:
-            migrate.migrate(conn)
-            conn.execute("CREATE TABLE account (balance int); INSERT INTO account VALUES (0)")
-        yield machine
-        machine.remove()
+class FailedOver(Restored):
+    """A server whose standby takes over, without the commits since it was cut off."""
+
+    def keep(self) -> None:
+        self._server.prepare_standby()
+        self._server.cut_off()
+
+    def go_back(self) -> None:
+        self._server.take_over()
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[OwnServer]:
+    with OwnServer() as server:
+        yield server
+
+
+@pytest.fixture(params=[Restored, FailedOver], ids=["restored", "failed over"])
+def machine(own_server: OwnServer, request: pytest.FixtureRequest) -> Restored:
+    with psycopg.connect(own_server.dsn, autocommit=True) as conn:
+        conn.execute("DROP SCHEMA IF EXISTS pgqueue CASCADE; DROP TABLE IF EXISTS account")
+    with connect(own_server.dsn, "tests") as conn:
+        migrate.migrate(conn)
+        conn.execute("CREATE TABLE account (balance int); INSERT INTO account VALUES (0)")
+    return request.param(own_server)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("when", ["in the next step", "before it is settled"])
-def test_a_restore_takes_application_and_jobs_to_the_same_moment(machine: TimeMachine, when: str) -> None:
+def test_a_restore_takes_application_and_jobs_to_the_same_moment(machine: Restored, when: str) -> None:
     """The credit and its checkpoint are both undone. A worker that remembers them neither skips the credit nor ends the job."""
     app = App(machine.dsn)
     going_back = [when == "in the next step"]
