@@ -35,12 +35,14 @@ if TYPE_CHECKING:
         ResultTimeout,
         Snooze,
         StepFailed,
+        UniqueConflict,
         UnknownJob,
         WaitTimeout,
         WrongColour,
     )
     from pgqueue.model import Failure, Progress, Queue, Rate
     from pgqueue.retry import Retry
+    from pgqueue.unique import Debounce, Unique
 
 __all__ = [
     "App",
@@ -49,6 +51,7 @@ __all__ = [
     "Cancel",
     "ClaimLost",
     "Client",
+    "Debounce",
     "Failure",
     "IdConflict",
     "Job",
@@ -64,6 +67,8 @@ __all__ = [
     "Retry",
     "Snooze",
     "StepFailed",
+    "Unique",
+    "UniqueConflict",
     "UnknownJob",
     "WaitTimeout",
     "WrongColour",
@@ -85,6 +90,7 @@ _HOMES = {
     "durable": ("gather", "patched", "receive", "sleep", "sleep_until", "stream", "wait_event"),
     "model": ("Failure", "Progress", "Queue", "Rate"),
     "retry": ("Retry",),
+    "unique": ("Debounce", "Unique"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -36,6 +36,7 @@ from pgqueue.metrics import SECONDS, Combine, Family
 from pgqueue.model import NAME, Isolation, Queue
 from pgqueue.retry import ONCE, Duration, Retry, seconds
 from pgqueue.schedules import MISFIRES, Declared, Misfire, following, times_of
+from pgqueue.unique import Uniqueness, described
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -146,6 +147,7 @@ class App:
         version: int = 1,
         timeout: Duration | None = None,
         on_failure: Function[Any, Any] | None = None,
+        unique: Uniqueness | None = None,
     ) -> _WorkflowDecorator: ...
     def workflow(self, *fn: Any, **said: Any) -> Any:
         """Register a workflow: plain code that calls steps and transactions, and survives any crash.
@@ -156,7 +158,8 @@ class App:
         ``timeout``: the time that a job may take from the moment at which it is due, waiting and sleeping included; then it
         fails, and what it runs is killed. ``on_failure``: what is enqueued when a job has failed, in the same commit; its one
         parameter is called ``failure`` (see Failure). ``version``: for a change that running jobs cannot follow; workers run the
-        versions that they have, and leave the others to workers that have those.
+        versions that they have, and leave the others to workers that have those. ``unique``: there is one such job at a time (see
+        Unique and Debounce); not of those that a ``gather`` starts, or an ``on_failure``.
         """
         return self._register(Workflow, AsyncWorkflow, *fn, **{"retry": ONCE, **said})
 
@@ -177,6 +180,7 @@ class App:
         key: str | None = None,
         timeout: Duration | None = None,
         on_failure: Function[Any, Any] | None = None,
+        unique: Uniqueness | None = None,
     ) -> _StepDecorator: ...
     def step(self, *fn: Any, **said: Any) -> Any:
         """Register a step: its result is checkpointed after it ran, so it runs at least once. For the outside world.
@@ -203,6 +207,7 @@ class App:
         key: str | None = None,
         timeout: Duration | None = None,
         on_failure: Function[Any, Any] | None = None,
+        unique: Uniqueness | None = None,
         isolation: Isolation = "read committed",
         idle_timeout: Duration = 20,
     ) -> _TransactionDecorator: ...
@@ -328,7 +333,8 @@ class App:
             arguments = function.bind((), input)
         except TypeError as error:
             raise TypeError(f"{where}: {error}: give the arguments with input={{...}}") from None
-        text = function.input.encode(arguments, f"the input of {where}")
+        stored = function.compared(arguments, function.definition.unique)
+        text = function.input.encode(stored, f"the input of {where}")
         return Declared(
             name, function.name, cron, interval, timezone, text, queue, priority, misfire, seconds(grace), bool(overlap)
         )
@@ -493,6 +499,7 @@ class App:
                 "timeout": f.definition.timeout if f.kind == "workflow" else None,
                 "on_failure": f.definition.on_failure.name if f.definition.on_failure is not None else None,
                 "exact": exact,
+                "uniqueness": (described(f.definition.unique) or None) if f.definition.unique is not None else None,
             }
             for f in newest.values()
         ]

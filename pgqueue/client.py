@@ -20,7 +20,7 @@ from pgqueue import protocol
 from pgqueue.colour import blocking
 from pgqueue.context import Run, joined_run
 from pgqueue.database import AsyncPool, Pool, errors_translated, run, run_async
-from pgqueue.errors import BadValue, JobCancelled, JobFailed, ResultTimeout, UnknownJob
+from pgqueue.errors import BadValue, JobCancelled, JobFailed, ResultTimeout, UniqueConflict, UnknownJob
 from pgqueue.failpoints import failpoint
 from pgqueue.functions import Options, describe_options
 from pgqueue.ids import new_job_id
@@ -300,6 +300,12 @@ class _Handle(Generic[R]):
             raise self._missing()
         return answer == "sent"
 
+    async def _requeue(self) -> bool:
+        answer = await self._answer(protocol.requeue([self.id]))
+        if answer == "taken":
+            raise UniqueConflict(f"job {self.id} cannot run again: another job is the one of its kind now. Wait for its end.")
+        return answer == "requeued"
+
     async def _answer(self, call: protocol.Call[Any]) -> str:
         answer: str = dict(await self._ask(call))[self.id]
         if answer == "unknown":
@@ -366,8 +372,10 @@ class Job(_Handle[R]):
         return blocking(self._cancel(hard, timeout))
 
     def requeue(self) -> bool:
-        """Run a failed or cancelled job again, from where it stopped. False: it has not ended, or it succeeded."""
-        return blocking(self._answer(protocol.requeue([self.id]))) == "requeued"
+        """Run a failed or cancelled job again, from where it stopped. False: it has not ended, or it succeeded.
+        UniqueConflict: it is unique until it has ended, and another job is the one of its kind now.
+        """
+        return blocking(self._requeue())
 
     def rerun(self, from_step: int = 1) -> Job[R]:
         """Run an ended job again as a new job, whose handle this returns. It keeps the checkpoints of the steps before
@@ -427,7 +435,7 @@ class AsyncJob(_Handle[R]):
 
     async def requeue(self) -> bool:
         """Run a failed or cancelled job again: see ``Job.requeue``."""
-        return await self._answer(protocol.requeue([self.id])) == "requeued"
+        return await self._requeue()
 
     async def rerun(self, from_step: int = 1) -> AsyncJob[R]:
         """Run an ended job again as a new job: see ``Job.rerun``."""

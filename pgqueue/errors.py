@@ -45,6 +45,11 @@ class IdConflict(PgQueueError):
     """A job with that id exists already, with another name or input."""
 
 
+class UniqueConflict(PgQueueError):
+    """There is a job already of which there may be only one, and the producer asked for an error then; or an ended job cannot run
+    again, because another is the one of its kind now."""
+
+
 class BadValue(PgQueueError, ValueError):
     """A value cannot be stored and read back unchanged; the message says which and where."""
 
@@ -170,6 +175,7 @@ BY_SQLSTATE: dict[str, type[PgQueueError]] = {
     "PQ008": TransactionMisused,
     "PQ009": PgQueueError,
     "PQ010": UnknownSchedule,
+    "PQ011": UniqueConflict,
     "22P05": BadValue,  # \u0000 in JSON
     "22P02": BadValue,  # not JSON, or a lone surrogate
     "3F000": SchemaMissing,

@@ -18,6 +18,7 @@ from pgqueue.context import active_run
 from pgqueue.errors import BadValue, OutsideJob, WrongColour
 from pgqueue.model import NAME, Isolation, Kind
 from pgqueue.retry import Duration, Retry, seconds
+from pgqueue.unique import Uniqueness, counted, described
 from pgqueue.values import Codec, InputCodec
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Options(TypedDict, total=False):
     timeout: Duration  #: how long it may take, counted from the moment at which it is due; then it fails
     expires: Duration  #: how long it may wait for a worker, counted from then; after that it is cancelled
     meta: dict[str, Any]  #: what middleware and children are to know: a trace context, a tenant
+    unique: Uniqueness  #: there is one such job: True (by all arguments), a list of parameters, Unique(...) or Debounce(...)
     cost: int  #: what it counts for in the concurrency and rate of its queue (1)
     max_crashes: int  #: how many dead worker processes in a row, without progress, make the job fail
 
@@ -63,6 +65,7 @@ class Definition:
     version: int = 1
     timeout: float | None = None  # seconds: of each try of a step, of a workflow as a whole
     on_failure: Function[Any, Any] | None = None
+    unique: Uniqueness | None = None
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,10 @@ class Call(Generic[R_co]):
     def description(self) -> dict[str, Any]:
         """The job that this call asks for, as ``enqueue_workflows`` takes it."""
         f, o = self.function, self.options
+        arguments = f.compared(self.arguments, o.get("unique", f.definition.unique))
         wanted: dict[str, Any] = {
             "name": f.name,
-            "input": msgspec.Raw(f.input.encode(self.arguments, f"the input of {f.name}").encode()),
+            "input": msgspec.Raw(f.input.encode(arguments, f"the input of {f.name}").encode()),
             "queue": f.definition.queue,
             "priority": f.definition.priority,
             "version": f.definition.version,
@@ -87,6 +91,8 @@ class Call(Generic[R_co]):
             wanted["key"] = _key_text(self.arguments.get(f.definition.key))
         if f.kind == "workflow" and f.definition.timeout is not None:
             wanted["timeout"] = f.definition.timeout
+        if f.definition.unique is not None:
+            wanted["unique"] = described(f.definition.unique)
         return wanted | describe_options(o)
 
 
@@ -115,6 +121,8 @@ def describe_options(options: Options) -> dict[str, Any]:
             if not isinstance(value, Retry):
                 raise TypeError(f"retry={value!r}: give a Retry(...)")
             wanted["retry"] = value.numbers()
+        elif option == "unique":
+            wanted["unique"] = described(typing.cast(Uniqueness, value))
         elif option in Options.__annotations__:
             wanted[option] = value
         else:
@@ -149,7 +157,7 @@ class Enqueueable(Generic[P, R]):
         """Enqueue a job with these arguments. Inside a transaction of a job it joins that transaction; after ``using(conn)``
         it joins the caller's; otherwise it commits by itself, and can be repeated safely after a lost connection.
 
-        Errors: BadValue for arguments that cannot be stored, UnknownQueue, IdConflict, DatabaseUnreachable.
+        Errors: BadValue for arguments that cannot be stored, UnknownQueue, IdConflict, UniqueConflict, DatabaseUnreachable.
         """
         return self._function.app.enqueue_many([self.call(*args, **kwargs)])[0]
 
@@ -246,6 +254,8 @@ class Function(Enqueueable[P, R]):
                 raise ValueError(f"{name!r} cannot be a name: 1 to 128 letters, digits and _ . : - (give one with name=)")
         if definition.key is not None and definition.key not in self.signature.parameters:
             raise TypeError(f"key={definition.key!r} is not a parameter of {definition.name}")
+        if definition.unique is not None:
+            counted(described(definition.unique), self.signature.parameters)
 
     @property
     def name(self) -> str:
@@ -284,6 +294,14 @@ class Function(Enqueueable[P, R]):
                     f"{self.name}({parameter}): parameters are stored by name, so each needs one: no *args, **kwargs or /"
                 )
         return inspect.Signature(parameters)
+
+    def compared(self, arguments: Mapping[str, Any], unique: Uniqueness | None) -> Mapping[str, Any]:
+        """The arguments of a job, with the defaults of those that make it unique: they are equal to the same value."""
+        if unique is None:
+            return arguments
+        parameters = self.signature.parameters
+        names = counted(described(unique), parameters)
+        return {**{n: parameters[n].default for n in names if parameters[n].default is not inspect.Parameter.empty}, **arguments}
 
     @cached_property
     def _hints(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ FLOORS = {
         "model",
         "errors",
         "retry",
+        "unique",
         "config",
         "values",
         "ids",

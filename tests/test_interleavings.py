@@ -268,7 +268,7 @@ def resolving(scene: Scene) -> Program:
 
 LEGAL = {
     (None, "ready"), (None, "scheduled"),
-    ("ready", "running"), ("ready", "waiting"), ("ready", "cancelled"),
+    ("ready", "running"), ("ready", "waiting"), ("ready", "cancelled"), ("ready", "scheduled"),
     ("scheduled", "ready"), ("scheduled", "cancelled"),
     ("waiting", "running"), ("waiting", "cancelled"), ("waiting", "ready"),
     ("running", "ready"), ("running", "scheduled"), ("running", "waiting"),
@@ -318,7 +318,7 @@ LOOK = """
 """  # one snapshot of all
 
 
-FACTS = ("job", "outcome", "checkpoint", "attempt", "cancel_request", "wait", "message")
+FACTS = ("job", "outcome", "checkpoint", "attempt", "cancel_request", "wait", "message", "unique_job")
 LEFT = " UNION ALL ".join(f"SELECT '{table}', to_json(t) FROM pgqueue.{table} t" for table in FACTS)
 
 Check = Callable[[Connection, Scene, Results], None]
@@ -1258,3 +1258,253 @@ def test_two_claim_from_a_limited_queue(race: Race, conn: Connection) -> None:
 
     race(two_of_five, check, one=claiming(), two=claiming(), settle=settling("succeeded"))
     conn.execute("SELECT pgqueue.limit_queue('default', '{\"concurrency\": null}')")
+
+
+# ------------------------------------------------------------------------------------------------------- unique jobs
+
+ENDED, STARTED, REPLACE = {}, {"until": "started"}, {"on_conflict": "replace"}  # type: ignore[var-annotated]
+KEPT = {"within": 3600}
+PUT_OFF = {"delay": 60, "at_most": 300}
+
+
+def unique(how: Any, job_id: str, n: int = 0) -> Call[list[str]]:
+    return enqueue([job_id], unique={"by": [], **how}, input={"n": n})
+
+
+def alone_ready(how: Any) -> Setup:
+    """The one job of its kind, ready, and a worker."""
+
+    def setup(conn: Connection) -> Scene:
+        return Scene(run(conn, unique(how, new_job_id())), new_worker(conn))
+
+    return setup
+
+
+def alone_held(how: Any) -> Setup:
+    def setup(conn: Connection) -> Scene:
+        scene = alone_ready(how)(conn)
+        jobs = [job for job, _ in run(conn, claim(scene.worker))]
+        return Scene(scene.ids, scene.worker, jobs)
+
+    return setup
+
+
+def alone_failed(conn: Connection) -> Scene:
+    scene = alone_held(ENDED)(conn)
+    assert run(conn, settlement(scene, "failed")) == {}
+    return scene
+
+
+def producing_one(how: Any, n: int = 1, isolation: str = "READ COMMITTED", end: str = "COMMIT") -> Sessions:
+    """A producer that writes something and enqueues. Answers (the id it was given, the id of a new one)."""
+
+    def program(scene: Scene) -> Program:
+        mine = new_job_id()
+        yield f"BEGIN ISOLATION LEVEL {isolation}"
+        write = f"INSERT INTO effect VALUES ('{mine}', {n})"
+        call = unique(how, mine, n)
+        [given] = yield Call(f"WITH user_code AS ({write}) {call.sql}", call.params, call.read)
+        scene.ids.append(mine)
+        yield end
+        return given, mine
+
+    return program
+
+
+def jobs_of(conn: Connection) -> dict[str, int]:
+    """Each job with the n of its input."""
+    return dict(conn.execute("SELECT id::text, (input::json ->> 'n')::integer FROM pgqueue.job").fetchall())
+
+
+def forget(conn: Connection, scene: Scene, results: Results) -> None:
+    conn.execute("DELETE FROM effect")
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+@pytest.mark.parametrize("how", [ENDED, STARTED, REPLACE, KEPT, PUT_OFF], ids=["ended", "started", "replace", "kept", "put off"])
+def test_two_producers_of_one_key(race: Race, how: Any, isolation: str) -> None:
+    """One job, and both have its id; or at the higher levels the second one has to try again, as with any primary key."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        one, two = results["one"], results["two"]
+        assert not isinstance(one, Exception)
+        assert len(jobs_of(conn)) == 1
+        assert one[0] in jobs_of(conn)
+        if is_conflict(two):
+            assert isolation != "READ COMMITTED"
+        else:
+            assert two[0] == one[0]
+        forget(conn, scene, results)
+
+    sessions = {"one": producing_one(how, 1), "two": producing_one(how, 2, isolation)}
+    race(lambda conn: Scene([], new_worker(conn)), check, may_fail=True, **sessions)
+
+
+@pytest.mark.parametrize("how", [ENDED, REPLACE, KEPT], ids=["ended", "replace", "kept"])
+def test_two_producers_of_which_one_rolls_back(race: Race, how: Any) -> None:
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert jobs_of(conn) == {results["two"][1]: 2}
+        assert results["two"][0] == results["two"][1]
+        forget(conn, scene, results)
+
+    race(lambda conn: Scene([], new_worker(conn)), check, one=producing_one(how, 1, end="ROLLBACK"), two=producing_one(how, 2))
+
+
+@pytest.mark.parametrize("ending", ["settle", "finish", "reap"])
+def test_enqueue_and_the_end_of_the_one(race: Race, ending: str) -> None:
+    """Whoever comes before the end is given the job; whoever comes behind it gets a new one. Nobody gets both, or nothing."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        given, mine = results["produce"]
+        assert given in (scene.ids[0], mine)
+        assert set(jobs_of(conn)) == {scene.ids[0], given}
+        forget(conn, scene, results)
+
+    def poisoned(scene: Scene) -> Program:
+        yield from transaction(protocol.fence_worker(scene.worker, None, "died"), protocol.cancel(scene.ids[:1]))
+        return (yield from reaping()(scene))
+
+    end: dict[str, Sessions] = {"settle": settling("succeeded"), "finish": finishing(), "reap": poisoned}
+    race(alone_held(ENDED), check, produce=producing_one(ENDED), other=end[ending])
+
+
+@pytest.mark.parametrize("how", [STARTED, REPLACE, PUT_OFF], ids=["started", "replace", "put off"])
+@pytest.mark.parametrize("place", ["ready", "unknown", "due"])
+def test_a_job_begins_behind_the_producer_that_was_given_it(race: Race, how: Any, place: str) -> None:
+    """It sees what the producer wrote, and has the input that came last. Nobody who claims waits for a producer."""
+
+    def begin(conn: Connection) -> Scene:
+        scene = alone_ready(how)(conn)
+        make_due(conn)
+        if place != "due":
+            run(conn, protocol.promote(100))
+        if place == "unknown":
+            run(conn, claim(scene.worker, names=["another"]))
+        return scene
+
+    def beginning(scene: Scene) -> Program:
+        yield protocol.promote(100)
+        jobs = yield from transaction(claim(scene.worker))
+        seen = yield "SELECT count(*) FROM effect"
+        return [(job.id, json.loads(job.input)["n"], seen) for job, _ in jobs]
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        given, _ = results["produce"]
+        for job, n, seen in results["begin"]:
+            assert job != given or seen == [(1,)], "the claim was before the commit"
+            if job == given == scene.ids[0]:
+                assert n == (1 if how is not STARTED else 0)
+        left = {job: n for job, n in jobs_of(conn).items() if job not in [job for job, _, _ in results["begin"]]}
+        assert given in [job for job, _, _ in results["begin"]] or left[given] == (
+            0 if how is STARTED and given == scene.ids[0] else 1
+        )
+        forget(conn, scene, results)
+
+    orders = race(begin, check, produce=producing_one(how), begin=beginning)
+    assert not any(line.startswith("begin") for line in waited(orders))
+
+
+@pytest.mark.parametrize("how", [STARTED, PUT_OFF], ids=["started", "put off"])
+def test_enqueue_and_cancel_of_the_one(race: Race, how: Any) -> None:
+    """A job that somebody asked to cancel before is not the one any more. Nobody who sweeps waits for a producer."""
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        given, mine = results["produce"]
+        assert given in (scene.ids[0], mine)
+        assert set(jobs_of(conn)) == {scene.ids[0], given}
+        forget(conn, scene, results)
+
+    def then(conn: Connection, scene: Scene, results: Results) -> None:
+        given, mine = results["produce"]
+        assert run(conn, protocol.job_row(scene.ids[0]))[4] == "cancelled"  # type: ignore[index]
+        if given == mine:
+            assert run(conn, protocol.job_row(mine))[4] == "succeeded"  # type: ignore[index]
+
+    def asking(scene: Scene) -> Program:
+        return transaction(protocol.cancel(scene.ids[:1]))
+
+    orders = race(alone_ready(how), check, then, produce=producing_one(how), cancel=asking, sweep=sweeping)
+    assert not any(line.startswith("sweep") for line in waited(orders))
+
+
+def test_requeue_and_enqueue(race: Race) -> None:
+    """One of them gets the key, and the other one is told."""
+
+    def again(scene: Scene) -> Program:
+        rows = yield from transaction(protocol.requeue(scene.ids[:1]))
+        return rows[0][1]
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        given, mine = results["produce"]
+        assert (results["again"], given) in [("requeued", scene.ids[0]), ("taken", mine)]
+        forget(conn, scene, results)
+
+    race(alone_failed, check, produce=producing_one(ENDED), again=again)
+
+
+def test_two_requeues_of_one_kind(race: Race) -> None:
+    def begin(conn: Connection) -> Scene:
+        one, two = alone_failed(conn), alone_failed(conn)
+        return Scene(one.ids + two.ids, one.worker)
+
+    def again(number: int) -> Sessions:
+        def program(scene: Scene) -> Program:
+            rows = yield from transaction(protocol.requeue([scene.ids[number]]))
+            return rows[0][1]
+
+        return program
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert sorted(results.values()) == ["requeued", "taken"]
+
+    race(begin, check, one=again(0), two=again(1))
+
+
+@pytest.mark.parametrize("other", ["produce", "prune", "wake"])
+def test_a_window_that_is_over(race: Race, other: str) -> None:
+    """One job takes it over, whoever else sees that it is over."""
+
+    def begin(conn: Connection) -> Scene:
+        scene = alone_held(KEPT)(conn)
+        assert run(conn, settlement(scene, "succeeded")) == {}
+        conn.execute("UPDATE pgqueue.unique_job SET until = pgqueue.clock() - interval '1 second'")
+        return scene
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        given, mine = results["produce"]
+        if other == "produce":
+            assert given == results["other"][0] != scene.ids[0]
+        else:
+            assert given == mine
+        held = conn.execute("SELECT job_id::text FROM pgqueue.unique_job").fetchall()
+        assert held == [(given,)]
+        forget(conn, scene, results)
+
+    others: dict[str, Sessions] = {
+        "produce": producing_one(KEPT, 2),
+        "prune": pruning,
+        "wake": lambda scene: transaction(protocol.wake(100)),
+    }
+    race(begin, check, produce=producing_one(KEPT), other=others[other])
+
+
+def test_two_producers_of_two_keys_in_any_order(race: Race) -> None:
+    """Calls with several jobs take their keys in one order: nobody waits in a circle."""
+
+    def batch(*keys: str) -> Sessions:
+        def program(scene: Scene) -> Program:
+            wanted = [
+                {"name": "job", "queue": "default", "job_id": new_job_id(), "unique": {"key": key, "on_conflict": "replace"}}
+                for key in keys
+            ]
+            return transaction(protocol.enqueue_workflows(json.dumps(wanted)))
+
+        return program
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert sorted(results["one"]) == sorted(results["two"])
+
+    def begin(conn: Connection) -> Scene:
+        return Scene([], new_worker(conn))
+
+    race(begin, check, one=batch("a", "b"), two=batch("b", "a"))

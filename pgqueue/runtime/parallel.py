@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgqueue.colour import blocking
 from pgqueue.context import Wait
-from pgqueue.errors import UnknownJob, WrongColour
+from pgqueue.errors import BadValue, UnknownJob, WrongColour
 from pgqueue.functions import AsyncTransaction, Call, Definition, Function, Transaction
 from pgqueue.runtime.endings import merged
 from pgqueue.runtime.history import Recorded, Wanted
@@ -101,10 +101,13 @@ class Gather:
         """Enqueue them, all in the transaction of one checkpoint. True: just now, so that none can have ended."""
         run = self._run
         calls = [self._calls[i] for i in self._children]
+        if any(call.options.get("unique") for call in calls):
+            raise BadValue("gather() waits for jobs of its own, which cannot be unique: leave out unique, or enqueue() them")
         descriptions = [
             {
                 **run.inherited(),
                 **call.description(),
+                **({"unique": False} if call.function.definition.unique else {}),
                 "job_id": child_id(run.job_id, self._join, ordinal),
                 "parent": run.job_id,
                 "parent_seq": self._join,

@@ -18,6 +18,7 @@ BEGIN
            key_rate_seconds = (said #>> '{rate_per_key,per}')::float8,
            key_rate_burst = (said #>> '{rate_per_key,burst}')::integer,
            fair_by = said ->> 'fair_by',
+           aging = (said ->> 'aging')::float8,
            uncounted = q.uncounted OR NOT q.limited,
            limited = said ?| '{concurrency,per_key,rate,rate_per_key,fair_by}'
      WHERE q.name = apply_limits.queue;

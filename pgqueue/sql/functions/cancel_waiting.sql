@@ -10,15 +10,27 @@ DECLARE
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     WITH asleep AS MATERIALIZED (
-        SELECT s.ctid AS tid, s.job_id FROM pgqueue.cancel_request c JOIN pgqueue.scheduled s ON s.job_id = c.job_id
+        SELECT s.job_id FROM pgqueue.cancel_request c JOIN pgqueue.scheduled s ON s.job_id = c.job_id
          LIMIT 1000 FOR UPDATE OF s SKIP LOCKED
     ), aside AS MATERIALIZED (
-        SELECT w.ctid AS tid, w.job_id FROM pgqueue.cancel_request c JOIN pgqueue.waiting w ON w.job_id = c.job_id
+        SELECT w.job_id FROM pgqueue.cancel_request c JOIN pgqueue.waiting w ON w.job_id = c.job_id
          LIMIT 1000 FOR UPDATE OF w SKIP LOCKED
+    ), facts AS MATERIALIZED (                               -- as in claim: without those that a producer keeps
+        SELECT j.id, j.unique_key, n.unique_until
+          FROM (SELECT a.job_id FROM asleep a UNION ALL SELECT a.job_id FROM aside a) g
+          JOIN pgqueue.job j ON j.id = g.job_id
+         CROSS JOIN LATERAL (SELECT CASE WHEN j.unique_key IS NOT NULL THEN j.policy #>> '{unique,until}' END) n(unique_until)
+          LEFT JOIN pgqueue.unique_job u ON u.key = CASE n.unique_until WHEN 'started' THEN j.unique_key END AND u.job_id = j.id
+          LEFT JOIN LATERAL (SELECT x.key FROM pgqueue.unique_job x WHERE x.key = u.key FOR UPDATE SKIP LOCKED) l ON true
+         WHERE u.key IS NULL OR l.key IS NOT NULL
+    ), freed AS (
+        DELETE FROM pgqueue.unique_job u
+         WHERE u.key = ANY (ARRAY(SELECT f.unique_key FROM facts f WHERE f.unique_until IN ('started', 'ended')))
+           AND u.job_id = ANY (ARRAY(SELECT f.id FROM facts f WHERE f.unique_until IN ('started', 'ended')))
     ), left_scheduled AS (
-        DELETE FROM pgqueue.scheduled s WHERE s.ctid = ANY (ARRAY(SELECT a.tid FROM asleep a)) RETURNING s.job_id
+        DELETE FROM pgqueue.scheduled s WHERE s.job_id = ANY (ARRAY(SELECT f.id FROM facts f)) RETURNING s.job_id
     ), left_waiting AS (
-        DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT a.tid FROM aside a)) RETURNING w.job_id
+        DELETE FROM pgqueue.waiting w WHERE w.job_id = ANY (ARRAY(SELECT f.id FROM facts f)) RETURNING w.job_id
     ), ended AS (
         INSERT INTO pgqueue.outcome (job_id, status, finished_at)
         SELECT g.job_id, 'cancelled', pgqueue.clock()

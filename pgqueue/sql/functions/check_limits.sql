@@ -9,7 +9,7 @@ BEGIN
         PERFORM pgqueue.refuse('PQ004', 'limits are a JSON object');
     END IF;
     FOR item IN SELECT e.key, e.value, jsonb_typeof(e.value) AS type FROM jsonb_each(said) e LOOP
-        CONTINUE WHEN item.value IN ('null', '0') AND item.key = ANY ('{concurrency,per_key,rate,rate_per_key,fair_by}');
+        CONTINUE WHEN item.value IN ('null', '0') AND item.key = ANY ('{concurrency,per_key,rate,rate_per_key,fair_by,aging}');
         IF item.key IN ('concurrency', 'per_key') THEN
             CONTINUE WHEN item.type = 'number' AND (item.value::numeric BETWEEN 1 AND 1000000) AND item.value::numeric % 1 = 0;
         ELSIF item.key IN ('rate', 'rate_per_key') THEN
@@ -19,12 +19,14 @@ BEGIN
                  AND jsonb_typeof(item.value -> 'per') = 'number' AND (item.value ->> 'per')::numeric BETWEEN 0.001 AND 31622400
                  AND jsonb_typeof(item.value -> 'burst') = 'number' AND (item.value ->> 'burst')::numeric BETWEEN 1 AND 1000000
                  AND (item.value ->> 'burst')::numeric % 1 = 0;
+        ELSIF item.key = 'aging' THEN
+            CONTINUE WHEN item.type = 'number' AND item.value::numeric BETWEEN 0.001 AND 31622400;
         ELSIF item.key = 'fair_by' THEN
             CONTINUE WHEN item.type = 'string';
         END IF;
         PERFORM pgqueue.refuse('PQ004', format('%s: %s is no limit of a queue', item.key, item.value),
             'concurrency and per_key are whole numbers from 1 on; rate and rate_per_key {"n": 100, "per": seconds, "burst": 1}; '
-            'fair_by is the name of a parameter.');
+            'fair_by is the name of a parameter; aging is seconds.');
     END LOOP;
 END
 $$;

@@ -27,6 +27,7 @@ DECLARE
     tids   tid[];
     starts timestamptz[];
     stamp  timestamptz;
+    turn   smallint[];                                      -- the lanes, in the order for this queue
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     PERFORM pgqueue.quick_commit();
@@ -41,18 +42,22 @@ BEGIN
         SELECT u.* INTO q FROM pgqueue.queue u WHERE u.name = queues[i] AND NOT u.paused;
         CONTINUE WHEN NOT FOUND OR (q.limited AND q.name <> ALL (alone));      -- limited since a moment ago: next time
         tids := NULL;
+        turn := lanes;
+        IF q.aging IS NOT NULL THEN
+            turn := pgqueue.aged_lanes(q.name, q.aging, hints[20 * (i - 1) + 1 : 20 * i]);
+        END IF;
         IF q.limited THEN
             IF q.rate IS NOT NULL OR q.key_rate IS NOT NULL THEN
                 PERFORM pgqueue.durable_commit();            -- a register never goes back
             END IF;
             SELECT array_agg(p.tid), array_agg(p.starts_at) INTO tids, starts
-              FROM pgqueue.pick_limited(q, names, wanted, at_once, array_fill(0::bigint, '{20}'), stamp) p;  -- a hint may leave out what waits here
+              FROM pgqueue.pick_limited(q, names, wanted, at_once, array_fill(0::bigint, '{20}'), turn, stamp) p;  -- a hint may leave out what waits here
             CONTINUE WHEN tids IS NULL;
         END IF;
         RETURN QUERY
         WITH picked AS MATERIALIZED (
             SELECT r.tid
-              FROM unnest(lanes) l(lane)
+              FROM unnest(turn) l(lane)
              CROSS JOIN LATERAL (
                 SELECT r.ctid AS tid FROM pgqueue.ready r
                  WHERE r.queue = queues[i] AND r.lane = l.lane
@@ -63,14 +68,20 @@ BEGIN
         ), gone AS (
             DELETE FROM pgqueue.ready r WHERE r.ctid = ANY (coalesce(tids, ARRAY(SELECT p.tid FROM picked p))) RETURNING r.ctid AS tid, r.*
         ), known AS MATERIALIZED (
-            SELECT g.*, v.name, j.input, j.policy, j.parent, j.key, j.cost, coalesce(j.run_at, j.created_at) AS due, v.name = ANY (names) AS mine, (j.policy ->> 'deadline')::timestamptz AS deadline,
-                   CASE WHEN c.job_id IS NOT NULL THEN 'cancelled'
+            SELECT g.*, v.name, j.input, j.policy, j.parent, j.key, j.cost, coalesce(j.run_at, j.created_at) AS due, j.unique_key, v.unique_until,
+                   CASE WHEN u.key IS NULL OR l.key IS NOT NULL THEN v.name = ANY (names) END AS mine,      -- null: somebody keeps it
+                   (j.policy ->> 'deadline')::timestamptz AS deadline,
+                   CASE WHEN u.key IS NOT NULL AND l.key IS NULL THEN NULL
+                        WHEN c.job_id IS NOT NULL THEN 'cancelled'
                         WHEN (j.policy ->> 'deadline')::timestamptz <= stamp THEN 'timeout'
                         WHEN g.lane % 2 = 1 AND (j.policy ->> 'expires_at')::timestamptz <= stamp THEN 'expired' END AS over
               FROM gone g
               JOIN pgqueue.job j ON j.id = g.job_id
-             CROSS JOIN LATERAL (SELECT CASE j.version WHEN 1 THEN j.name ELSE j.name || '@' || j.version END) v(name)
+             CROSS JOIN LATERAL (SELECT CASE j.version WHEN 1 THEN j.name ELSE j.name || '@' || j.version END,
+                                        CASE WHEN j.unique_key IS NOT NULL THEN j.policy #>> '{unique,until}' END) v(name, unique_until)
               LEFT JOIN pgqueue.cancel_request c ON c.job_id = g.job_id
+              LEFT JOIN pgqueue.unique_job u ON u.key = CASE v.unique_until WHEN 'started' THEN j.unique_key END AND u.job_id = j.id
+              LEFT JOIN LATERAL (SELECT x.key FROM pgqueue.unique_job x WHERE x.key = u.key FOR UPDATE SKIP LOCKED) l ON true
         ), ended AS (
             INSERT INTO pgqueue.outcome (job_id, status, error, finished_at)
             SELECT k.job_id, CASE k.over WHEN 'timeout' THEN 'failed' ELSE 'cancelled' END,
@@ -81,6 +92,14 @@ BEGIN
             RETURNING job_id
         ), honoured AS (
             DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (ARRAY(SELECT k.job_id FROM known k WHERE k.over IS NOT NULL))
+        ), put_off AS (                                      -- a producer keeps it until his transaction ends
+            INSERT INTO pgqueue.scheduled (job_id, run_at, queue, lane)
+            SELECT k.job_id, stamp + interval '100 ms', k.queue, k.lane FROM known k WHERE k.mine IS NULL
+        ), freed AS (                                        -- others may be the one of their key now
+            DELETE FROM pgqueue.unique_job u
+             WHERE u.key = ANY (ARRAY(SELECT k.unique_key FROM known k WHERE k.unique_until = 'started' AND (k.mine OR k.over IS NOT NULL)
+                                                                          OR k.unique_until = 'ended' AND k.over IS NOT NULL))
+               AND u.job_id = ANY (ARRAY(SELECT k.job_id FROM known k WHERE k.unique_until IS NOT NULL))
         ), followed AS (
             INSERT INTO pgqueue.wakeup (pos, ended) SELECT nextval('pgqueue.position'), e.job_id FROM ended e
             RETURNING pg_notify('pgqueue_wake', '')
@@ -89,9 +108,10 @@ BEGIN
             SELECT k.job_id, 'name', k.name, k.queue, k.lane FROM known k WHERE NOT k.mine AND k.over IS NULL
             ON CONFLICT DO NOTHING
         ), started AS (
-            INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, suspect, parent, limited, key, cost)
+            INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, suspect, parent, limited, key, cost, unique_key)
             SELECT k.job_id, token, worker, k.queue, k.lane, k.pos, coalesce(starts[array_position(tids, k.tid)], stamp), k.suspect, k.parent,
-                   CASE WHEN q.limited THEN k.queue END, CASE WHEN q.per_key IS NOT NULL THEN k.key END, CASE WHEN q.limited THEN k.cost END
+                   CASE WHEN q.limited THEN k.queue END, CASE WHEN q.per_key IS NOT NULL THEN k.key END, CASE WHEN q.limited THEN k.cost END,
+                   CASE k.unique_until WHEN 'ended' THEN k.unique_key END
               FROM known k WHERE k.mine AND k.over IS NULL
             ON CONFLICT (job_id) DO NOTHING
             RETURNING pos

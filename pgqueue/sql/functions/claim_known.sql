@@ -24,17 +24,30 @@ BEGIN
     SELECT g.queue, g.lane - g.lane % 2, nextval('pgqueue.position'), g.job_id FROM gone g;
     RETURN QUERY
     WITH picked AS MATERIALIZED (
-        SELECT w.ctid AS tid FROM pgqueue.waiting w
+        SELECT w.ctid AS tid, w.job_id FROM pgqueue.waiting w
           JOIN pgqueue.queue q ON q.name = w.queue AND NOT q.paused AND NOT q.limited
           LEFT JOIN pgqueue.cancel_request c ON c.job_id = w.job_id      -- those are for cancel_waiting()
          WHERE w.kind = 'name' AND w.key = ANY (names) AND w.queue = ANY (queues) AND c.job_id IS NULL
          LIMIT amount FOR UPDATE OF w SKIP LOCKED
+    ), facts AS MATERIALIZED (                               -- as in claim: without those that a producer keeps
+        SELECT p.tid, j.id, j.parent, j.unique_key, n.unique_until
+          FROM picked p
+          JOIN pgqueue.job j ON j.id = p.job_id
+         CROSS JOIN LATERAL (SELECT CASE WHEN j.unique_key IS NOT NULL THEN j.policy #>> '{unique,until}' END) n(unique_until)
+          LEFT JOIN pgqueue.unique_job u ON u.key = CASE n.unique_until WHEN 'started' THEN j.unique_key END AND u.job_id = j.id
+          LEFT JOIN LATERAL (SELECT x.key FROM pgqueue.unique_job x WHERE x.key = u.key FOR UPDATE SKIP LOCKED) l ON true
+         WHERE u.key IS NULL OR l.key IS NOT NULL
+    ), freed AS (
+        DELETE FROM pgqueue.unique_job u
+         WHERE u.key = ANY (ARRAY(SELECT f.unique_key FROM facts f WHERE f.unique_until = 'started'))
+           AND u.job_id = ANY (ARRAY(SELECT f.id FROM facts f WHERE f.unique_until = 'started'))
     ), gone AS (
-        DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING w.*
+        DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT f.tid FROM facts f)) RETURNING w.job_id, w.queue, w.lane
     ), started AS (
-        INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, parent)
-        SELECT g.job_id, token, worker, g.queue, g.lane, nextval('pgqueue.position'), pgqueue.clock(), j.parent
-          FROM gone g JOIN pgqueue.job j ON j.id = g.job_id
+        INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, parent, unique_key)
+        SELECT g.job_id, token, worker, g.queue, g.lane, nextval('pgqueue.position'), pgqueue.clock(), f.parent,
+               CASE f.unique_until WHEN 'ended' THEN f.unique_key END
+          FROM gone g JOIN facts f ON f.id = g.job_id
         ON CONFLICT (job_id) DO NOTHING
         RETURNING job_id, queue, lane, pos
     )

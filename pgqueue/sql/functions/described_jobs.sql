@@ -6,11 +6,12 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_has
 AS $$
 DECLARE
     allowed CONSTANT text[] := '{name,input,queue,id,job_id,priority,delay,run_at,key,retry,max_crashes,
-        timeout,expires,meta,version,parent,parent_seq,ordinal,cost}';
+        timeout,expires,meta,version,parent,parent_seq,ordinal,cost,unique}';
     limits pgqueue.installation;
     stamp  timestamptz := pgqueue.clock();
     job    pgqueue.job;
     due    timestamptz;
+    how    jsonb;                                            -- how it is unique
     item   record;
 BEGIN
     IF json_typeof(jobs) IS DISTINCT FROM 'array' THEN
@@ -21,11 +22,11 @@ BEGIN
     SELECT * INTO limits FROM pgqueue.installation WHERE only_row;
     FOR item IN
         SELECT g.*, w.name AS known, w.origin, w.queue AS usual_queue, w.priority AS usual_priority, w.key AS key_parameter,
-               w.version AS usual_version, w.timeout AS usual_timeout, q.name AS declared, q.fair_by
+               w.version AS usual_version, w.timeout AS usual_timeout, w.uniqueness, q.name AS declared, q.fair_by
           FROM json_to_recordset(jobs) AS g(name text, input json, queue text, id text, job_id uuid, priority integer,
                                             delay interval, run_at timestamptz, key text, retry jsonb, max_crashes integer,
                                             timeout double precision, expires double precision, meta jsonb, version integer,
-                                            parent uuid, parent_seq integer, ordinal integer, cost integer)
+                                            parent uuid, parent_seq integer, ordinal integer, cost integer, "unique" jsonb)
           LEFT JOIN pgqueue.workflow w ON w.name = g.name
           LEFT JOIN pgqueue.queue q ON q.name = coalesce(g.queue, w.queue)
     LOOP
@@ -84,12 +85,26 @@ BEGIN
         job.input := coalesce(item.input::text, '{}');
         job.key := coalesce(item.key, item.input ->> item.key_parameter);
         job.run_at := CASE WHEN item.delay IS NULL THEN item.run_at ELSE coalesce(item.run_at, stamp) + item.delay END;
+        how := NULL;
+        job.unique_key := NULL;
+        IF item."unique" IS NOT NULL OR item.uniqueness IS NOT NULL THEN
+            SELECT u.how, u.key INTO how, job.unique_key
+              FROM pgqueue.uniqueness(coalesce(item."unique", item.uniqueness), coalesce(item.origin, item.name), item.input) u;
+            IF how ->> 'on_conflict' = 'replace' AND item.id IS NOT NULL THEN
+                PERFORM pgqueue.refuse('PQ004', 'a job with a chosen id is that one job for ever: it cannot be replaced',
+                                       'Leave out the id, or what makes the job unique.');
+            ELSIF how ? 'delay' AND job.run_at IS NOT NULL THEN
+                PERFORM pgqueue.refuse('PQ004', 'a job that is put off has its delay from there', 'Leave out delay and run_at.');
+            END IF;
+            job.run_at := coalesce(job.run_at, stamp + make_interval(secs => (how ->> 'delay')::float8));
+        END IF;
         due := greatest(job.run_at, stamp);
         job.policy := nullif(jsonb_strip_nulls(jsonb_build_object('retry', item.retry, 'max_crashes', item.max_crashes,
                 'timeout', coalesce(item.timeout, item.usual_timeout),
                 'deadline', due + make_interval(secs => coalesce(item.timeout, item.usual_timeout)),
                 'expires_at', due + make_interval(secs => item.expires)))
-            || CASE WHEN item.meta IS NULL THEN '{}' ELSE jsonb_build_object('meta', item.meta) END, '{}');
+            || CASE WHEN item.meta IS NULL THEN '{}' ELSE jsonb_build_object('meta', item.meta) END
+            || CASE WHEN how IS NULL THEN '{}' ELSE jsonb_build_object('unique', how) END, '{}');
         job.version := coalesce(item.version, item.usual_version, 1);
         job.parent := item.parent;
         job.parent_seq := item.parent_seq;

@@ -17,7 +17,7 @@ BEGIN
     IF pgqueue.take_along(jobs) > 0 THEN
         PERFORM pg_notify('pgqueue_wake', '');
     END IF;
-    SELECT json_agg(json_build_object('name', w.on_failure, 'parent', j.parent, 'meta', j.policy -> 'meta', 'input', json_build_object('failure', json_build_object(
+    SELECT json_agg(json_build_object('name', w.on_failure, 'unique', false, 'parent', j.parent, 'meta', j.policy -> 'meta', 'input', json_build_object('failure', json_build_object(
                'job_id', j.id, 'name', j.name, 'error', coalesce(o.error, '{}')::json,
                'input', CASE WHEN octet_length(j.input) < 262144 THEN j.input ELSE '{}' END::json))))
       INTO failures

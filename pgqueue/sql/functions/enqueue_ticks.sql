@@ -9,6 +9,8 @@ DECLARE
 BEGIN
     SELECT json_agg(json_build_object(
                'name', s.workflow, 'input', s.input::json, 'queue', s.queue, 'priority', s.priority,
+               'unique', (SELECT CASE w.uniqueness ->> 'on_conflict' WHEN 'error' THEN w.uniqueness - 'on_conflict' ELSE w.uniqueness END
+                            FROM pgqueue.workflow w WHERE w.name = s.workflow),
                'job_id', coalesce(chosen, pgqueue.derived_id('pgqueue.schedule', s.name || '@' || trunc(extract(epoch FROM d.due_at) * 1000000))),
                'meta', json_build_object('schedule', s.name, 'due_at',
                                          replace(to_char(d.due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'), '.000000', '') || '+00:00'))

@@ -1,6 +1,7 @@
 -- Insert jobs IN THE CALLER'S TRANSACTION: they exist if and only if it commits. Takes a JSON array of objects
--- {"name": ..., "input": {...}, "queue", "id", "priority", "delay", "run_at", "key", "retry", "max_crashes"} and returns
+-- {"name": ..., "input": {...}, "queue", "id", "priority", "delay", "run_at", "key", "retry", "max_crashes", "unique"} and returns
 -- the ids in the same order. The same id with the same name and input is the same job; with other content it is an error.
+-- Of a job that is to be unique (see uniqueness) and is there already, it is the id of that one.
 CREATE OR REPLACE FUNCTION pgqueue.enqueue_workflows(jobs json) RETURNS SETOF uuid
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -9,16 +10,23 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 DECLARE
     wanted  pgqueue.job[];
+    ids     uuid[];                                         -- where they are not simply those of `wanted`
+    own     uuid[] := '{}';                                 -- unique ones that were inserted here
+    these   uuid[];
     created bigint;
     other   record;
 BEGIN
     PERFORM pgqueue.durable_commit();
     SELECT array_agg(d) INTO wanted FROM pgqueue.described_jobs(jobs) d;
+    PERFORM FROM unnest(wanted) w WHERE w.unique_key IS NOT NULL LIMIT 1;
+    IF FOUND THEN
+        SELECT t.ids, t.fresh INTO ids, wanted FROM pgqueue.take_unique(wanted) t;
+    END IF;
     LOOP
         WITH fresh AS (
             INSERT INTO pgqueue.job SELECT w.* FROM unnest(wanted) w
             ON CONFLICT (id) DO NOTHING
-            RETURNING id, queue, priority, run_at, fair
+            RETURNING id, queue, priority, run_at, fair, unique_key
         ), now_due AS (
             INSERT INTO pgqueue.ready (queue, lane, pos, job_id, fair)
             SELECT f.queue, 2 * f.priority + 1, nextval('pgqueue.position'), f.id, f.fair
@@ -28,7 +36,8 @@ BEGIN
             SELECT f.id, f.run_at, f.queue, 2 * f.priority + 1
               FROM fresh f WHERE f.run_at > pgqueue.clock()
         )
-        SELECT count(*) INTO created FROM fresh;
+        SELECT count(*), array_agg(f.id) FILTER (WHERE f.unique_key IS NOT NULL) INTO created, these FROM fresh f;
+        own := own || these;
         EXIT WHEN created = coalesce(cardinality(wanted), 0);
         -- Some ids existed: they must be the same jobs. One that was pruned in between is inserted in another round.
         SELECT w.id, w.name, j.id IS NULL AS gone, j.name AS present INTO other
@@ -41,9 +50,17 @@ BEGIN
                 'The same id means the same job: use another id, or enqueue the same workflow with the same input.');
         END IF;
     END LOOP;
+    IF ids IS NOT NULL AND created < cardinality(wanted) THEN           -- the same id came at the same moment by another way
+        DELETE FROM pgqueue.unique_job u USING unnest(wanted) w
+         WHERE u.key = w.unique_key AND u.job_id = w.id AND w.id <> ALL (own);
+    END IF;
     IF created > 0 THEN
         PERFORM pgqueue.wake_idle();
     END IF;
-    RETURN QUERY SELECT w.id FROM unnest(wanted) w;
+    IF ids IS NULL THEN
+        RETURN QUERY SELECT w.id FROM unnest(wanted) w;
+    ELSE
+        RETURN QUERY SELECT i FROM unnest(ids) i;
+    END IF;
 END
 $$;

@@ -7,6 +7,7 @@ AS $$
 DECLARE
     parent uuid;
     turn   text;
+    alone  uuid;                                             -- its unique key
 BEGIN
     IF pg_current_xact_id_if_assigned() IS DISTINCT FROM xid THEN
         PERFORM pgqueue.refuse('PQ008', 'the job ended the transaction it was given, so its outcome cannot commit with its writes',
@@ -15,13 +16,16 @@ BEGIN
     IF current_setting('synchronous_commit') = 'off' THEN     -- asked here too: a call is a tenth of this function's time
         PERFORM pgqueue.durable_commit();
     END IF;
-    DELETE FROM pgqueue.running r WHERE r.job_id = job AND r.claim = token RETURNING r.parent, r.limited || '/' || r.key INTO parent, turn;
+    DELETE FROM pgqueue.running r WHERE r.job_id = job AND r.claim = token RETURNING r.parent, r.limited || '/' || r.key, r.unique_key INTO parent, turn, alone;
     IF NOT FOUND THEN
         PERFORM pgqueue.refuse('PQ009', format('job %s is not held by this claim', job));
     END IF;
     INSERT INTO pgqueue.outcome (job_id, status, result, claim, finished_at)
     VALUES (job, 'succeeded', finish.result, token, pgqueue.clock());
     DELETE FROM pgqueue.cancel_request c WHERE c.job_id = job;
+    IF alone IS NOT NULL THEN
+        DELETE FROM pgqueue.unique_job u WHERE u.key = alone AND u.job_id = job;
+    END IF;
     IF parent IS NOT NULL THEN
         PERFORM pgqueue.look_again(ARRAY[parent]);
     END IF;

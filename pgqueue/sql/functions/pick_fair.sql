@@ -1,6 +1,6 @@
 -- Ready jobs of a fair queue, locked: jobs that come back first, then, in each lane, one of each for whom there are any (or as many
 -- as their weight), beginning behind the one who was served last. n: their order.
-CREATE OR REPLACE FUNCTION pgqueue.pick_fair(queue text, amount integer)
+CREATE OR REPLACE FUNCTION pgqueue.pick_fair(queue text, amount integer, lanes smallint[])
 RETURNS TABLE (tid tid, lane smallint, pos bigint, job_id uuid, n bigint)
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -15,8 +15,7 @@ DECLARE
     job    record;
 BEGIN
     n := 0;
-    FOR l IN 0 .. 19 LOOP
-        lane := l;
+    FOREACH lane IN ARRAY lanes LOOP
         FOR job IN SELECT r.ctid AS tid, r.lane, r.pos, r.job_id FROM pgqueue.ready r
                     WHERE r.queue = pick_fair.queue AND r.lane = pick_fair.lane AND r.fair IS NULL ORDER BY r.pos
                     LIMIT amount - n FOR UPDATE SKIP LOCKED LOOP

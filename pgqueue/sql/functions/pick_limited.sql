@@ -4,7 +4,7 @@
 --
 -- at_once: how many jobs the worker can begin at this moment. It gets more only of what there is plenty of: a job that was claimed
 -- and has not begun uses its limit for nothing.
-CREATE OR REPLACE FUNCTION pgqueue.pick_limited(q pgqueue.queue, names text[], amount integer, at_once integer, hints bigint[], stamp timestamptz)
+CREATE OR REPLACE FUNCTION pgqueue.pick_limited(q pgqueue.queue, names text[], amount integer, at_once integer, hints bigint[], lane_order smallint[], stamp timestamptz)
 RETURNS TABLE (tid tid, starts_at timestamptz)
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -43,14 +43,18 @@ BEGIN
         tids := '{}'; turns := '{}'; untils := '{}'; jobs := '{}'; lanes := '{}'; places := '{}';
         FOR job IN
             WITH seen AS MATERIALIZED (
-                SELECT r.* FROM pgqueue.pick_plain(q.name, look, hints) r WHERE q.fair_by IS NULL
+                SELECT r.* FROM pgqueue.pick_plain(q.name, look, hints, lane_order) r WHERE q.fair_by IS NULL
                  UNION ALL
-                SELECT r.* FROM pgqueue.pick_fair(q.name, look) r WHERE q.fair_by IS NOT NULL
+                SELECT r.* FROM pgqueue.pick_fair(q.name, look, lane_order) r WHERE q.fair_by IS NOT NULL
             ), facts AS MATERIALIZED (
-                SELECT s.*, j.id, j.cost, CASE WHEN (by_key OR q.key_rate IS NOT NULL) AND NOT f.free THEN q.name || '/' || j.key END AS turn, j.key, f.free
+                SELECT s.*, j.id, j.cost, CASE WHEN (by_key OR q.key_rate IS NOT NULL) AND NOT f.free THEN q.name || '/' || j.key END AS turn, j.key, f.free,
+                       u.key IS NOT NULL AND l.key IS NULL AS kept
                   FROM seen s
                   JOIN pgqueue.job j ON j.id = s.job_id
                   LEFT JOIN pgqueue.cancel_request c ON c.job_id = s.job_id
+                  LEFT JOIN pgqueue.unique_job u ON u.job_id = j.id       -- as in claim: what is locked here stays so until it has begun
+                        AND u.key = CASE WHEN j.unique_key IS NOT NULL AND j.policy #>> '{unique,until}' = 'started' THEN j.unique_key END
+                  LEFT JOIN LATERAL (SELECT x.key FROM pgqueue.unique_job x WHERE x.key = u.key FOR UPDATE SKIP LOCKED) l ON true
                  CROSS JOIN LATERAL (
                     SELECT (c.job_id IS NOT NULL OR (CASE j.version WHEN 1 THEN j.name ELSE j.name || '@' || j.version END) <> ALL (names)
                            OR (j.policy ->> 'deadline')::timestamptz <= stamp
@@ -65,14 +69,17 @@ BEGIN
                             THEN (SELECT true FROM pgqueue.waiting w WHERE w.kind = 'key' AND w.key = n.turn LIMIT 1) END AS queued
                   FROM numbered n
             )
-            SELECT p.tid, p.id, p.lane, p.pos, p.cost, p.turn, p.key, p.free,
+            SELECT p.tid, p.id, p.lane, p.pos, p.cost, p.turn, p.key, p.free, p.kept,
                    CASE WHEN p.turn IS NULL THEN true
                         ELSE (NOT by_key OR p.place <= q.per_key - max(p.used) OVER k) AND (p.lane % 2 = 0 OR bool_or(p.queued) OVER k IS NULL)
                         END AS allowed
               FROM probed p WINDOW k AS (PARTITION BY p.turn)
              ORDER BY p.n
         LOOP
-            IF job.free THEN
+            IF job.kept THEN
+                PERFORM pgqueue.put_off(job.tid, job.id, q.name, job.lane, stamp);
+                CONTINUE;
+            ELSIF job.free THEN
                 tid := job.tid;
                 starts_at := NULL;
                 RETURN NEXT;

@@ -1,6 +1,6 @@
--- The first ready jobs of a queue, in the order of lanes and positions, locked. n: their order. hints: as in claim, for its 20 lanes;
+-- The first ready jobs of a queue, in the order of these lanes and of positions, locked. n: their order. hints: as in claim, for its 20 lanes;
 -- jobs that come back keep their position while they wait for their turn, so there is no hint for those.
-CREATE OR REPLACE FUNCTION pgqueue.pick_plain(queue text, amount integer, hints bigint[])
+CREATE OR REPLACE FUNCTION pgqueue.pick_plain(queue text, amount integer, hints bigint[], lanes smallint[])
 RETURNS TABLE (tid tid, lane smallint, pos bigint, job_id uuid, n bigint)
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -10,7 +10,7 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT r.tid, l.lane, r.pos, r.job_id, row_number() OVER ()
-      FROM unnest('{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19}'::smallint[]) l(lane)
+      FROM unnest(lanes) l(lane)
      CROSS JOIN LATERAL (
         SELECT r.ctid AS tid, r.pos, r.job_id FROM pgqueue.ready r
          WHERE r.queue = pick_plain.queue AND r.lane = l.lane

@@ -49,7 +49,12 @@ BEGIN
     ), streams AS (
         DELETE FROM pgqueue.stream s WHERE s.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
     ), jobs AS (
-        DELETE FROM pgqueue.job j WHERE j.id = ANY ((SELECT i.list FROM ids i)::uuid[])
+        DELETE FROM pgqueue.job j WHERE j.id = ANY ((SELECT i.list FROM ids i)::uuid[]) RETURNING j.id, j.unique_key
+    ), freed AS (                                            -- of those that are unique for a time
+        DELETE FROM pgqueue.unique_job u
+         WHERE u.ctid = ANY (ARRAY(SELECT x.ctid FROM pgqueue.unique_job x
+                                    WHERE x.key = ANY (ARRAY(SELECT j.unique_key FROM jobs j WHERE j.unique_key IS NOT NULL))
+                                      AND x.job_id = ANY (ARRAY(SELECT j.id FROM jobs j WHERE j.unique_key IS NOT NULL)) FOR UPDATE SKIP LOCKED))
     )
     SELECT count(*) INTO pruned FROM gone;
     -- Requests to cancel that no job is left of, also one that was made while its job was pruned: it must not meet a later job of

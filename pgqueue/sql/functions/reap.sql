@@ -74,6 +74,10 @@ BEGIN
         ON CONFLICT (job_id) DO NOTHING
     ), honoured AS (
         DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (ARRAY(SELECT d.job_id FROM judged d WHERE d.cancelled OR d.poison))
+    ), freed AS (
+        DELETE FROM pgqueue.unique_job u
+         WHERE u.key = ANY (ARRAY(SELECT d.unique_key FROM judged d WHERE d.unique_key IS NOT NULL AND (d.cancelled OR d.poison)))
+           AND u.job_id = ANY (ARRAY(SELECT d.job_id FROM judged d WHERE d.unique_key IS NOT NULL))
     ), back AS (                                             -- the first of its key stays the first
         INSERT INTO pgqueue.ready (queue, lane, pos, job_id, suspect)
         SELECT d.queue, d.lane - d.lane % 2, CASE WHEN d.key IS NULL THEN nextval('pgqueue.position') ELSE d.pos END, d.job_id, d.charged

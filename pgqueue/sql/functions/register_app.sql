@@ -22,24 +22,25 @@ BEGIN
         END IF;
     END LOOP;
 
-    INSERT INTO pgqueue.workflow AS old (name, origin, kind, queue, priority, max_crashes, key, version, timeout, on_failure, registered_at)
+    INSERT INTO pgqueue.workflow AS old (name, origin, kind, queue, priority, max_crashes, key, version, timeout, on_failure, uniqueness, registered_at)
     SELECT w.name,
            coalesce((SELECT o.origin FROM pgqueue.workflow o JOIN json_array_elements_text(w.aliases) a ON a = o.name
                       ORDER BY o.registered_at LIMIT 1), w.aliases ->> 0, w.name),
-           w.kind, w.queue, w.priority, w.max_crashes, w.key, coalesce(w.version, 1), w.timeout, w.on_failure, pgqueue.clock()
+           w.kind, w.queue, w.priority, w.max_crashes, w.key, coalesce(w.version, 1), w.timeout, w.on_failure, w.uniqueness, pgqueue.clock()
       FROM json_to_recordset(workflows) AS w(name text, aliases json, kind text, queue text, priority smallint,
                                              max_crashes integer, key text, version integer, timeout double precision,
-                                             on_failure text, exact boolean)
+                                             on_failure text, exact boolean, uniqueness jsonb)
       LEFT JOIN pgqueue.workflow o ON o.name = w.name
      WHERE w.exact OR o.name IS NULL OR coalesce(w.version, 1) >= o.version
      ORDER BY w.name
     ON CONFLICT (name) DO UPDATE
        SET kind = excluded.kind, queue = excluded.queue, priority = excluded.priority,
            max_crashes = excluded.max_crashes, key = excluded.key, version = excluded.version, timeout = excluded.timeout,
-           on_failure = excluded.on_failure
-     WHERE (old.kind, old.queue, old.priority, old.max_crashes, old.key, old.version, old.timeout, old.on_failure)
+           on_failure = excluded.on_failure, uniqueness = excluded.uniqueness
+     WHERE (old.kind, old.queue, old.priority, old.max_crashes, old.key, old.version, old.timeout, old.on_failure,
+            old.uniqueness)
            IS DISTINCT FROM (excluded.kind, excluded.queue, excluded.priority, excluded.max_crashes, excluded.key, excluded.version,
-                             excluded.timeout, excluded.on_failure);
+                             excluded.timeout, excluded.on_failure, excluded.uniqueness);
 
     IF app IS NOT NULL AND schedules IS NOT NULL THEN
         PERFORM pgqueue.register_schedules(app, schedules);

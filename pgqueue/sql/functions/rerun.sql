@@ -12,6 +12,7 @@ DECLARE
     again uuid := coalesce(rerun.id, pgqueue.new_id());
     stamp timestamptz := pgqueue.clock();
     ended boolean;
+    alone uuid;                                              -- its unique key
     last  integer;
     lost  integer;
     along uuid[];
@@ -32,9 +33,15 @@ BEGIN
         PERFORM pgqueue.refuse('PQ004', format('job %s cannot run again from step %s', rerun.job, rerun.from_step),
                                format('It can from step 1 (everything) to step %s.', least(last + 1, 50000)));
     END IF;
-    INSERT INTO pgqueue.job (id, name, queue, priority, input, key, policy, version, created_at)
-    VALUES (again, old.name, old.queue, old.priority, old.input, old.key,
-            (coalesce(old.policy, '{}') - '{deadline,expires_at}'::text[]) || jsonb_strip_nulls(jsonb_build_object('rerun_of', old.id,
+    alone := CASE old.policy #>> '{unique,until}' WHEN 'ended' THEN old.unique_key END;
+    INSERT INTO pgqueue.unique_job (key, job_id) SELECT alone, again WHERE alone IS NOT NULL ON CONFLICT (key) DO NOTHING;
+    IF alone IS NOT NULL AND NOT FOUND THEN
+        PERFORM pgqueue.refuse('PQ011', format('job %s cannot run again: another job is the one of its kind, and has not ended', old.id),
+                               'Wait for the end of that job, or cancel it.');
+    END IF;
+    INSERT INTO pgqueue.job (id, name, queue, priority, input, key, unique_key, policy, version, created_at)
+    VALUES (again, old.name, old.queue, old.priority, old.input, old.key, alone,
+            (coalesce(old.policy, '{}') - '{deadline,expires_at}'::text[] - CASE WHEN alone IS NULL THEN 'unique' ELSE '' END) || jsonb_strip_nulls(jsonb_build_object('rerun_of', old.id,
                 'deadline', stamp + pgqueue.time_limit(old))),
             old.version, stamp);
     INSERT INTO pgqueue.checkpoint (job_id, seq, name, result, error, claim, xid, created_at)

@@ -53,6 +53,10 @@ BEGIN
     ), honoured AS (
         DELETE FROM pgqueue.cancel_request c
          WHERE c.job_id = ANY (ARRAY(SELECT h.job_id FROM held h WHERE h.how IN ('succeeded', 'failed', 'cancelled')))
+    ), freed AS (                                            -- others may be the one of their key now
+        DELETE FROM pgqueue.unique_job u
+         WHERE u.key = ANY (ARRAY(SELECT h.unique_key FROM held h WHERE h.unique_key IS NOT NULL AND h.how IN ('succeeded', 'failed', 'cancelled')))
+           AND u.job_id = ANY (ARRAY(SELECT h.job_id FROM held h WHERE h.unique_key IS NOT NULL))
     ), back AS (                                             -- the first of its key stays the first
         INSERT INTO pgqueue.ready (queue, lane, pos, job_id, suspect)
         SELECT h.queue, h.lane - h.lane % 2, CASE WHEN h.key IS NULL THEN nextval('pgqueue.position') ELSE h.pos END, h.job_id, h.suspect

@@ -15,7 +15,7 @@ DECLARE
     turns     text[];
 BEGIN
     WITH held AS MATERIALIZED (
-        SELECT r.ctid AS tid, r.job_id, r.claim, r.queue, r.lane, r.limited || '/' || r.key AS turn, d.*, c.job_id IS NOT NULL AS cancelled, (j.policy ->> 'deadline')::timestamptz AS deadline,
+        SELECT r.ctid AS tid, r.job_id, r.claim, r.queue, r.lane, r.limited || '/' || r.key AS turn, r.unique_key, d.*, c.job_id IS NOT NULL AS cancelled, (j.policy ->> 'deadline')::timestamptz AS deadline,
                CASE WHEN w.job_id IS NOT NULL THEN w.until WHEN d.kind = 'sleep' AND d.key <> '' THEN d.key::timestamptz
                     ELSE stamp + make_interval(secs => d.seconds) END AS until
           FROM unnest(jobs, tokens, seen, details) AS g(job, token, seen, detail)
@@ -46,6 +46,10 @@ BEGIN
         ON CONFLICT (job_id) DO NOTHING
     ), honoured AS (
         DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (ARRAY(SELECT h.job_id FROM held h WHERE h.cancelled))
+    ), freed AS (
+        DELETE FROM pgqueue.unique_job u
+         WHERE u.key = ANY (ARRAY(SELECT h.unique_key FROM held h WHERE h.unique_key IS NOT NULL AND h.cancelled))
+           AND u.job_id = ANY (ARRAY(SELECT h.job_id FROM held h WHERE h.unique_key IS NOT NULL))
     ), gone AS (
         DELETE FROM pgqueue.running r WHERE r.ctid = ANY (ARRAY(SELECT h.tid FROM held h))
     )

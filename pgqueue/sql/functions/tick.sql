@@ -7,6 +7,7 @@ CREATE OR REPLACE FUNCTION pgqueue.tick(
     schedule text, seen bigint, ticks timestamptz[], until timestamptz, next timestamptz, missed timestamptz, since timestamptz)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '100 ms'                                  -- of a unique job whose producer has not committed: the next time
 AS $$
 #variable_conflict use_column
 DECLARE

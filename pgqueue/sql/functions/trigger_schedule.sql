@@ -13,7 +13,7 @@ BEGIN
     ELSIF EXISTS (SELECT FROM pgqueue.job j WHERE j.id = job) THEN
         RETURN job;
     END IF;
-    PERFORM pgqueue.enqueue_ticks(s, ARRAY[pgqueue.clock()], job);
+    job := (pgqueue.enqueue_ticks(s, ARRAY[pgqueue.clock()], job))[1];         -- of a unique one that is there already: that
     UPDATE pgqueue.schedule o SET live = pgqueue.not_ended(o.live) || job WHERE o.name = s.name AND NOT o.overlap;
     RETURN job;
 END

@@ -53,6 +53,8 @@ BEGIN
     DELETE FROM pgqueue.rate_register r                      -- of keys that have been quiet for a while
      WHERE r.ctid = ANY (ARRAY(SELECT o.ctid FROM pgqueue.rate_register o
                                 WHERE o.key <> '' AND o.next < pgqueue.clock_bound() - interval '1 minute' LIMIT 100 FOR UPDATE SKIP LOCKED));
+    DELETE FROM pgqueue.unique_job u                         -- whose time is over
+     WHERE u.ctid = ANY (ARRAY(SELECT o.ctid FROM pgqueue.unique_job o WHERE o.until < pgqueue.clock_bound() LIMIT 100 FOR UPDATE SKIP LOCKED));
     more := taken >= amount OR coalesce(cardinality(waiters), 0) >= amount OR coalesce(cardinality(due), 0) >= amount;
     IF moved > 0 THEN
         PERFORM pgqueue.wake_idle();
