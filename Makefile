@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test sweep chaos soak scale limits deploy docs lint types wheel check clean
+.PHONY: help demo test sweep chaos soak model mutants scale limits deploy docs lint types wheel check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -47,6 +47,12 @@ soak: $(VENV)/.dev $(BINARIES) ## the chaos suite: everything at random, for MIN
 
 scale: $(VENV)/.dev $(BINARIES) ## 10,000 children, 200,000 waiting jobs, with kills: what stays exact, and what it costs (minutes)
 	$(BIN)/python -m pytest -m scale -s $(T)
+
+model: $(VENV)/.dev ## check the model of the protocol in every state, and that its mutants break (needs spin and gcc)
+	$(BIN)/python -u -m chaos.promela.check $(T)
+
+mutants: $(VENV)/.dev $(BINARIES) ## break pgqueue on purpose, in each of the ways listed, and see it caught (minutes)
+	$(BIN)/python -u -m chaos.mutants $(T)
 
 limits: $(VENV)/.dev $(BINARIES) ## limits, fairness and schedules at full size, against what is promised (half an hour)
 	$(BIN)/python -m pytest -m limits -s $(T)

@@ -1,0 +1,1 @@
+"""The protocol as a model in Promela, and what checks it."""
