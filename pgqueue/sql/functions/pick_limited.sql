@@ -24,6 +24,7 @@ DECLARE
     jobs    uuid[];
     lanes   smallint[];
     places  bigint[];
+    kept    boolean;                                         -- some are kept by a producer
     job     record;
 BEGIN
     IF q.concurrency IS NOT NULL THEN
@@ -40,7 +41,7 @@ BEGIN
     END IF;
     FOR round IN 1 .. 50 LOOP                                -- one is enough, unless the jobs of busy keys are in front
         look := least(amount + 4 * look, 2000);
-        tids := '{}'; turns := '{}'; untils := '{}'; jobs := '{}'; lanes := '{}'; places := '{}';
+        tids := '{}'; turns := '{}'; untils := '{}'; jobs := '{}'; lanes := '{}'; places := '{}'; kept := false;
         FOR job IN
             WITH seen AS MATERIALIZED (
                 SELECT r.* FROM pgqueue.pick_plain(q.name, look, hints, lane_order) r WHERE q.fair_by IS NULL
@@ -48,7 +49,7 @@ BEGIN
                 SELECT r.* FROM pgqueue.pick_fair(q.name, look, lane_order) r WHERE q.fair_by IS NOT NULL
             ), facts AS MATERIALIZED (
                 SELECT s.*, j.id, j.cost, CASE WHEN (by_key OR q.key_rate IS NOT NULL) AND NOT f.free THEN q.name || '/' || j.key END AS turn, j.key, f.free,
-                       u.key IS NOT NULL AND l.key IS NULL AS kept
+                       u.key IS NOT NULL AND l.key IS NULL AS is_kept
                   FROM seen s
                   JOIN pgqueue.job j ON j.id = s.job_id
                   LEFT JOIN pgqueue.cancel_request c ON c.job_id = s.job_id
@@ -69,15 +70,16 @@ BEGIN
                             THEN (SELECT true FROM pgqueue.waiting w WHERE w.kind = 'key' AND w.key = n.turn LIMIT 1) END AS queued
                   FROM numbered n
             )
-            SELECT p.tid, p.id, p.lane, p.pos, p.cost, p.turn, p.key, p.free, p.kept,
+            SELECT p.tid, p.id, p.lane, p.pos, p.cost, p.turn, p.key, p.free, p.is_kept,
                    CASE WHEN p.turn IS NULL THEN true
                         ELSE (NOT by_key OR p.place <= q.per_key - max(p.used) OVER k) AND (p.lane % 2 = 0 OR bool_or(p.queued) OVER k IS NULL)
                         END AS allowed
               FROM probed p WINDOW k AS (PARTITION BY p.turn)
              ORDER BY p.n
         LOOP
-            IF job.kept THEN
+            IF job.is_kept THEN
                 PERFORM pgqueue.put_off(job.tid, job.id, q.name, job.lane, stamp);
+                kept := true;
                 CONTINUE;
             ELSIF job.free THEN
                 tid := job.tid;
@@ -117,7 +119,7 @@ BEGIN
         IF tids <> '{}' THEN
             PERFORM pgqueue.put_aside(tids, turns, untils, jobs, q.name, lanes, places);
         END IF;
-        EXIT WHEN found > 0 OR tids = '{}';
+        EXIT WHEN found > 0 OR (tids = '{}' AND NOT kept);
     END LOOP;
 END
 $$;
