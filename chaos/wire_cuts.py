@@ -1,7 +1,8 @@
 """Every wire cut of a recorded workflow, in every mode: a round of the plan ``sweep`` (fault F5).
 
-One host works through the proxy. Once without a cut, to count the messages of its workers; then a job for each message and each
-mode, and the connection is broken there. The job must end by itself, and the oracles must have nothing to say.
+A host works through the proxy. First without a cut, to count the messages of its workers; then a job for each message and each
+mode, and the connection is broken there. The job must end by itself, charged with nothing, and the oracles must have nothing to
+say. Several such hosts work at a time, each with a database and a proxy of its own: most of the time they wait.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from chaos.controller import Controller
 from chaos.databases import copy_of
 from chaos.oracles import claim_history, conservation, effects, invariant, ledger, plain_steps
 from chaos.plan import Round
+from chaos.processes import Host
 from chaos.results import Result
 from chaos.server import OwnServer, Server
 from chaos.storm import TEMPLATE
@@ -25,9 +28,11 @@ from chaos.waiting import wait_for
 from chaos.wire import MODES, Proxy
 from chaos.workloads import bank
 
-BOUND = 30.0  # seconds for a job to end, whatever was cut
+AT_ONCE = 4
+BOUND = 60.0  # seconds for a job to end, whatever was cut
 SOME_MORE = 5  # messages behind the last that was counted: another run may send a few more
 _ENDED = "SELECT 1 FROM pgqueue.outcome WHERE job_id::text = %s"
+Case = tuple[int, str]  # message, mode
 
 
 def of_workers(name: str) -> bool:
@@ -35,86 +40,108 @@ def of_workers(name: str) -> bool:
     return name.startswith("pgqueue:") and (":step" in name or name.endswith(":claims"))
 
 
+class Place:
+    """One host, its database and its proxy."""
+
+    def __init__(self, server: Server, directory: Path, stack: ExitStack) -> None:
+        directory.mkdir()
+        dsn = stack.enter_context(copy_of(server.dsn, TEMPLATE))
+        self._proxy = stack.enter_context(Proxy(dsn))
+        self._outside = directory / "outside.txt"
+        self._chaos = stack.enter_context(
+            Controller(dsn, directory, "chaos.workloads.bank:app", {"BANK_FILE": str(self._outside)})
+        )
+        bank.install(self._chaos.conn)
+        claim_history.install(self._chaos.conn)
+        self._host: Host = self._chaos.start("-w", "1", "--lease", "5s", "--dsn", self._proxy.dsn)
+        wait_for(self._chaos.workers, self._chaos.story)
+        self.hits: Counter[str] = Counter()
+        self.times: list[float] = []
+        self._left: list[str] = []
+        self._jobs = 0
+
+    def record(self) -> int:
+        """How many messages a job is. (Some runs have greetings of new connections among them, and looks for work.)"""
+        counts = [self._one(10**9, "delay") for _ in range(4)]
+        self._chaos.note("recorded", counts=counts)
+        return min(counts)
+
+    def cut(self, cases: Sequence[Case], say: Callable[[], None]) -> None:
+        """One after the other."""
+        for at, mode in cases:
+            say()
+            self._one(at, mode)
+
+    def _one(self, at: int, mode: str) -> int:
+        """One job, and one cut. How many messages came by until the job had ended."""
+        began = time.monotonic()
+        cut = self._proxy.arm(at, mode, of_workers)
+        [job] = bank.app.enqueue_many([bank.transfer.call(1, 2, 3)], conn=self._chaos.conn)
+        self._jobs += 1
+        try:
+            wait_for(lambda: self._chaos.query(_ENDED, job.id), "", BOUND)
+        except AssertionError:
+            self._left.append(f"a job did not end within {BOUND:g} s, where message {at} ({cut.what}) met {mode}")
+        self._chaos.note("cut", at=at, mode=mode, what=cut.what, job=job.id)
+        if cut.done.is_set():
+            self.hits[mode] += 1
+            self.times.append(time.monotonic() - began)
+        return cut.passed
+
+    def judge(self) -> dict[str, list[str]]:
+        """What the oracles say, and whether the host ends as it should."""
+        self._proxy.cut = None
+        code, conn = self._host.drain(), self._chaos.conn
+        attempts = self._chaos.query("SELECT kind, error FROM pgqueue.attempts")
+        return {
+            "effects": effects.check(conn),
+            "ledger": ledger.check(conn),
+            "conservation": conservation.check(conn, conservation.Journal()),
+            "claim history": claim_history.check(conn),
+            "invariant": invariant.check(conn),
+            "plain steps": plain_steps.check(conn, self._outside, faults=self._jobs),
+            "expectations": [f"a job was charged with {kind}: {error}" for kind, error in attempts],
+            "liveness": self._left,
+            "drain": [] if code == 0 else [f"the host ended with {code}"],
+        }
+
+    def steps(self) -> int:
+        """That were committed."""
+        return int(self._chaos.query("SELECT count(*) FROM pgqueue.checkpoint")[0][0])
+
+
 class Cuts:
     """One round."""
 
     def __init__(self, entry: Round, server: Server, directory: Path, seed: str, say: Callable[[str], None]) -> None:
         self._round, self._server, self._directory, self._seed, self._say = entry, server, directory, seed, say
-        self._recoveries: list[float] = []
-        self._left: list[str] = []
-        self._hits: Counter[str] = Counter()
+        self._done = 0
 
     def run(self, seconds: float) -> Result:
-        """All of them, or a sample."""
+        """All of them, or a sample; however long it takes."""
+        result = Result("cuts", self._round.name, self._seed)
         if not isinstance(self._server, OwnServer):
-            return Result("cuts", self._round.name, self._seed)  # the proxy talks to a socket of ours
+            result.verdicts["wire"] = Verdict([], "not judged: the proxy talks to servers of the suite", judged=False)
+            return result
         began = time.time()
-        with ExitStack() as stack:
-            dsn = stack.enter_context(copy_of(self._server.dsn, TEMPLATE))
-            proxy = stack.enter_context(Proxy(dsn))
-            environment = {"BANK_FILE": str(self._directory / "outside.txt")}
-            chaos = stack.enter_context(Controller(dsn, self._directory, "chaos.workloads.bank:app", environment))
-            bank.install(chaos.conn)
-            claim_history.install(chaos.conn)
-            host = chaos.start("-w", "1", "--lease", "5s", "--dsn", proxy.dsn)
-            wait_for(chaos.workers, chaos.story)
-            jobs = self._cut_all(chaos, proxy)
-            proxy.cut = None
-            code = host.drain()
-            drained = [] if code == 0 else [f"the host ended with {code}"]
-            verdicts = self._judge(chaos, len(jobs))
-            verdicts["drain"] = Verdict(drained)
-            [(steps,)] = chaos.query("SELECT count(*) FROM pgqueue.checkpoint")
-        return Result(
-            "cuts", self._round.name, self._seed, time.time() - began, {"F5": sum(self._hits.values())},
-            jobs=len(jobs), step_commits=steps, cases=dict(self._hits), recoveries={"wire": self._recoveries}, verdicts=verdicts,
-        )  # fmt: skip
+        with ExitStack() as stack, ThreadPoolExecutor(AT_ONCE) as pool:
+            places = [Place(self._server, self._directory / f"place-{number}", stack) for number in range(AT_ONCE)]
+            cases = self._cases(places[0].record())
+            shares = [(place, cases[number::AT_ONCE]) for number, place in enumerate(places)]
+            list(pool.map(lambda share: share[0].cut(share[1], lambda: self._tell(len(cases))), shares))
+            judged = [place.judge() for place in places]
+            result.step_commits = sum(place.steps() for place in places)
+        hits = sum((place.hits for place in places), Counter[str]())
+        result.seconds, result.jobs, result.cases = time.time() - began, len(cases), dict(hits)
+        result.injected = {"F5": hits.total()}
+        result.recoveries = {"wire": [took for place in places for took in place.times]}
+        result.verdicts = {name: Verdict([what for found in judged for what in found[name]]) for name in judged[0]}
+        return result
 
-    def _cut_all(self, chaos: Controller, proxy: Proxy) -> list[str]:
-        counts = [self._one(chaos, proxy, 10**9, "delay")[1] for _ in range(4)]
-        chaos.note("recorded", counts=counts)
-        count = min(counts)  # the others have greetings of new connections among them, and looks for work
-        cases = [(at, mode) for at in range(1, count + SOME_MORE + 1) for mode in MODES]
-        if self._round.sample:
-            cases = random.Random(self._seed).sample(cases, min(self._round.sample, len(cases)))
-        jobs = []
-        for number, (at, mode) in enumerate(cases):
-            self._say(f"{self._round.name}: message {at} of {count}, {mode} ({number}/{len(cases)})")
-            began = time.monotonic()
-            job, _ = self._one(chaos, proxy, at, mode)
-            jobs.append(job)
-            if proxy.cut is not None and proxy.cut.done.is_set():
-                self._hits[mode] += 1
-                self._recoveries.append(time.monotonic() - began)
-        return jobs
+    def _cases(self, messages: int) -> list[Case]:
+        cases = [(at, mode) for at in range(1, messages + SOME_MORE + 1) for mode in MODES]
+        return random.Random(self._seed).sample(cases, min(self._round.sample or len(cases), len(cases)))
 
-    def _one(self, chaos: Controller, proxy: Proxy, at: int, mode: str) -> tuple[str, int]:
-        """One job, and one cut. The job, and how many messages came by."""
-        cut = proxy.arm(at, mode, of_workers)
-        [job] = bank.app.enqueue_many([bank.transfer.call(1, 2, 3)], conn=chaos.conn)
-        try:
-            wait_for(lambda: chaos.query(_ENDED, job.id), "", BOUND)
-        except AssertionError:
-            self._left.append(f"a job did not end within {BOUND:g} s, where message {at} ({cut.what}) met {mode}")
-        chaos.note("cut", at=at, mode=mode, what=cut.what, job=job.id)
-        return job.id, cut.passed
-
-    def _judge(self, chaos: Controller, cuts: int) -> dict[str, Verdict]:
-        conn = chaos.conn
-        attempts = chaos.query("SELECT kind, error FROM pgqueue.attempts")
-        return {
-            "liveness": Verdict(self._left),
-            "effects": Verdict(effects.check(conn)),
-            "ledger": Verdict(ledger.check(conn)),
-            "invariant": Verdict(invariant.check(conn)),
-            "claim history": Verdict(claim_history.check(conn)),
-            "plain steps": Verdict(plain_steps.check(conn, self._directory / "outside.txt", faults=cuts)),
-            "conservation": Verdict(conservation.check(conn, conservation.Journal())),
-            "expectations": Verdict(list(_charged(attempts)), f"{cuts} cuts, none of them anybody's failure"),
-        }
-
-
-def _charged(attempts: list[tuple[str, str]]) -> Iterator[str]:
-    """No cut is a failure of the job."""
-    for kind, error in attempts:
-        yield f"a job was charged with {kind}: {error}"
+    def _tell(self, count: int) -> None:
+        self._done += 1
+        self._say(f"{self._round.name}: {self._done} of {count}")
