@@ -73,10 +73,12 @@ class _Link:
             asyncio.create_task(self._way(*way))
             for way in (("to server", self.client, self.server), ("to client", self.server, self.client))
         ]
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        for way in ways:
-            way.cancel()
-        self.close()
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            self.close()
 
     async def _way(self, direction: str, source: Any, target: Any) -> None:
         reader, writer = source[0], target[1]
@@ -138,7 +140,6 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> Proxy:
         self._thread.start()
@@ -174,10 +175,16 @@ class Proxy:
         self._started.set()
         self._loop.run_forever()
         listener.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(self._leave())
         self._loop.close()
+
+    async def _leave(self) -> None:
+        """Close what is open."""
+        links = asyncio.all_tasks() - {asyncio.current_task()}
+        for link in links:
+            link.cancel()
+        await asyncio.gather(*links, return_exceptions=True)
+        await asyncio.sleep(0)  # what was closed is gone one turn later
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _Link(self, reader, writer).run()

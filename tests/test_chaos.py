@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from chaos import plan
 from chaos.faults import faults
 from chaos.nemesis import timetable
 from chaos.verdicts import NAMES
+from chaos.wire import MODES, Proxy
 from tests.support import ROOT
 
 
@@ -38,6 +40,25 @@ def test_the_seed_decides_what_happens_when() -> None:
     assert timetable(every, 60, "7") != timetable(every, 60, "8")
     more = {**every, "F3": 2.0}
     assert [e for e in timetable(more, 60, "7") if e.fault != "F3"] == timetable(every, 60, "7"), "one fault moves no other"
+
+
+def test_the_proxy_cuts_where_it_is_told(dsn: str) -> None:
+    """Between a client and the server: every message of a query, in every mode."""
+    with Proxy(dsn) as proxy:
+        for mode in MODES:
+            for at in (1, 3, 5):
+                proxy.cut = None
+                with psycopg.connect(proxy.dsn, autocommit=True, application_name="meant") as conn:
+                    cut = proxy.arm(at, mode, lambda name: name == "meant")
+                    try:
+                        answer = conn.execute("SELECT 1", prepare=False).fetchone()
+                    except psycopg.OperationalError:
+                        answer = None
+                    assert cut.done.is_set() or answer == (1,), (mode, at)
+                    assert answer == (1,) or mode != "delay"
+        with psycopg.connect(proxy.dsn, autocommit=True, application_name="other") as conn:
+            proxy.arm(1, "drop", lambda name: name == "meant")
+            assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
 @pytest.mark.slow

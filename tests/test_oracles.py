@@ -10,13 +10,17 @@ from typing import Any
 import psycopg
 import pytest
 
+from chaos import history as history_module
+from chaos.arena import Specimen
 from chaos.databases import copy_of
-from chaos.history import History, starts
+from chaos.history import Commit, History, Start, starts
 from chaos.oracles import (
+    atomicity,
     claim_history,
     concurrency,
     conservation,
     effects,
+    expectations,
     invariant,
     key_order,
     ledger,
@@ -301,3 +305,65 @@ def test_key_order_can_fail(conn: Connection, history: History) -> None:
     assert key_order.check(seen, "q", dict(zip(jobs, (1, 2, 3, 4), strict=True))) == []
     wrong = key_order.check(seen, "q", dict(zip(jobs, (2, 1, 4, 3), strict=True)))
     assert [line.split(" key a ")[1].split()[0] for line in wrong] == ["began", "ended"]
+
+
+A_STEP = "INSERT INTO pgqueue.checkpoint VALUES ({}, 1, 'bank.move', '1', NULL, 77, pg_current_xact_id(), clock_timestamp())"
+AN_EFFECT = "INSERT INTO effect VALUES ({}, 1, pg_current_xact_id())"
+
+
+def test_atomicity_can_fail(conn: Connection) -> None:
+    """It reads nothing but the server's log: not even the tables are as pgqueue would have them."""
+    bank.install(conn)
+    slot = history_module.begin(conn)
+
+    def wrong(*statements: str) -> list[str]:
+        with conn.transaction():
+            for statement in statements:
+                conn.execute(statement)
+        return atomicity.check(history_module.read(conn, slot), {}, frozenset({"bank.move"}))
+
+    def job(n: int) -> str:
+        return f"'{ID.format(n)}'"
+
+    assert wrong(A_STEP.format(job(1)), AN_EFFECT.format(job(1))) == []
+    assert wrong(A_STEP.format(job(2)).replace("bank.move", "bank.tell")) == [], "a plain step leaves nothing in the database"
+    assert len(wrong(AN_EFFECT.format(job(3)))) == 1
+    assert len(wrong(A_STEP.format(job(4)))) == 1
+    assert len(wrong(A_STEP.format(job(5)), AN_EFFECT.format(job(5)), AN_EFFECT.format(job(5)))) == 1, "twice"
+    assert len(wrong(A_STEP.format(job(6)), AN_EFFECT.format(job(7)))) == 1, "of another step"
+    history_module.end(conn, slot)
+
+
+def test_atomicity_sees_two_holders() -> None:
+    start = Start("job", "worker", "q", 11, 1, datetime(2026, 1, 1, tzinfo=UTC), None, 1)
+    commits = [Commit(start.stamp, began=[start]), Commit(start.stamp, ended=["job"]), Commit(start.stamp, began=[start])]
+    assert atomicity.check(commits, {}, frozenset()) == []
+    assert "is held" in atomicity.check([commits[0], commits[2]], {}, frozenset())[0]
+
+
+def test_expectations_can_fail(done: Connection) -> None:
+    assert expectations.check(done, {}) == []
+    [(good,)] = done.execute("SELECT job_id::text FROM pgqueue.outcome LIMIT 1").fetchall()
+    bad = Specimen("a bad job", "failed", "")
+    assert "expected was failed" in expectations.check(done, {good: bad})[0]
+    assert "is not there" in expectations.check(done, {ID.format(1): bad})[0]
+    done.execute("UPDATE pgqueue.outcome SET status = 'failed', error = '{\"type\": \"Oops\"}' WHERE job_id = %s", (good,))
+    assert expectations.check(done, {good: bad}) == []
+    assert "expected was failed Pity" in expectations.check(done, {good: Specimen("a bad job", "failed", "Pity")})[0]
+    assert "did nothing wrong" in expectations.check(done, {})[0]
+    done.execute("UPDATE pgqueue.outcome SET status = 'cancelled' WHERE job_id = %s", (good,))
+    assert "did nothing wrong" in expectations.check(done, {})[0]
+    assert expectations.check(done, {}, {good}) == []
+
+
+def test_conservation_of_chosen_ids_can_fail(done: Connection) -> None:
+    ids = {row[0] for row in done.execute("SELECT id::text FROM pgqueue.job WHERE parent IS NULL").fetchall()}
+    inside = (bank.tell.name,)
+    assert conservation.check_ids(done, ids, ids, inside) == []
+    lost = {ID.format(1)}
+    assert "no such job" in conservation.check_ids(done, ids | lost, ids | lost, inside)[0]
+    assert conservation.check_ids(done, ids | lost, ids | lost, inside, lossy=True) == []
+    assert conservation.check_ids(done, ids | lost, ids, inside) == [], "nobody knows"
+    assert "nobody tried" in conservation.check_ids(done, set(), set(), inside)[0]
+    done.execute("DELETE FROM pgqueue.outcome")
+    assert "not finished" in conservation.check_ids(done, ids, ids, inside)[0]
