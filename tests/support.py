@@ -232,3 +232,9 @@ def stopped(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def later(conn: psycopg.Connection[Any], interval: str) -> None:
+    """For pgqueue's functions and views it is so much later from now on."""
+    text = (ROOT / "pgqueue" / "testing" / "clock.sql").read_text().format(ahead=f"interval '{interval}'")
+    conn.execute(text)  # type: ignore[call-overload]

@@ -3,8 +3,11 @@ fires when it should and not before."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import signal
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,15 @@ import psycopg
 import pytest
 import yaml
 
+from pgqueue import protocol
 from pgqueue.cli.commands import cli
+from pgqueue.database import run
 from pgqueue.metrics import METRICS
-from tests.support import ROOT
+from pgqueue.supervisor.deaths import exit_reason
+from tests.apps import counted
+from tests.support import ROOT, Workers, kill, later, states, wait_for, worker_pids
 from tests.test_deploy import DEPLOY, said, tool
+from tests.test_exposition import Samples, counted_db, samples, serve  # noqa: F401 -- a fixture
 
 RULES = DEPLOY / "prometheus" / "alerts.yml"
 BOARD = DEPLOY / "grafana" / "pgqueue.json"
@@ -56,6 +64,13 @@ def test_queries_name_metrics_and_labels_that_exist(where: str) -> None:
     every = set().union(*(labels[metric] for metric in used))
     for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", query):
         assert {label.strip() for label in group.split(",")} <= every, f"{where}: {group}"
+
+
+def test_reasons_that_are_alerted_on_exist() -> None:
+    """A label's value that nobody writes would make an alert silent."""
+    [expr] = [rule["expr"] for rule in rules() if rule["alert"] == "PgqueueCrashLoop"]
+    written = set(re.findall(r'"(\w+)"', inspect.getsource(exit_reason)))
+    assert set(re.search(r'reason=~"([^"]+)"', expr)[1].split("|")) <= written  # type: ignore[index]
 
 
 def test_metrics_of_the_database_are_not_added_up() -> None:
@@ -250,3 +265,85 @@ def test_promtool_reads_the_rules_and_the_queries_of_the_board(tmp_path: Path) -
     ]
     (tmp_path / "board.yml").write_text(yaml.safe_dump({"groups": [{"name": "board", "rules": recorded}]}))
     assert f"{len(recorded)} rules found" in said(promtool, "check", "rules", str(tmp_path / "board.yml"))
+
+
+# ---------------------------------------------------------------------------------------------- with real metrics
+
+
+@pytest.mark.deploy
+def test_what_a_real_supervisor_shows_makes_the_alerts_fire(
+    counted_db: psycopg.Connection[Any],  # noqa: F811
+    workers: Workers,
+    dsn: str,
+    tmp_path: Path,
+) -> None:
+    """Every trouble at once, on a real server. What the supervisor shows is put before the rules as if it went on like that for
+    an hour and a half: the names, the labels and their values are those of the code, and not of somebody who wrote a test."""
+    promtool = tool("promtool", "apt install prometheus")
+    work, port = serve(workers, "-q", "default")
+    before = samples(port)
+    for number in range(1, 7):
+        kill(wait_for(lambda: worker_pids(counted_db, work))[0])
+        wait_for(lambda n=number: work.log().count("killed by SIGKILL") == n and len(worker_pids(counted_db, work)) == 2)  # type: ignore[misc]
+    counted.app.enqueue_many([counted.fail.call() for _ in range(12)])
+    counted.app.client.enqueue("gone", {}, queue="default")
+    wait_for(lambda: states(counted_db) == {"failed": 12, "waiting": 1}, what="failed jobs, and one that nobody knows")
+    counted.see.options(queue="other").enqueue("a")  # nobody serves it
+    counted.nap.enqueue(600)
+    wait_for(lambda: states(counted_db).get("running") == 1)
+    run(counted_db, protocol.limit_queue("default", {"concurrency": 1}))
+    counted.see.enqueue("b")
+    counted_db.execute("SELECT nextval('pgqueue.conflict')")
+    with psycopg.connect(dsn) as forgotten:
+        forgotten.execute("SET default_transaction_isolation = 'repeatable read'; COMMIT")
+        forgotten.execute("SELECT 1")
+        later(counted_db, "2 hours")
+        after = wait_for(lambda: old_enough(samples(port)), what="the metrics of the database to be looked at again")
+    work.signal(signal.SIGTERM)
+    draining = wait_for(lambda: drained(samples(port)), what="a supervisor that drains")
+    # Prometheus' tests begin in 1970: the moment at which a schedule is due is not for them.
+    wanted = {rule["alert"] for rule in rules()} - {"PgqueueScheduleMissed", "PgqueueNoWorkers"}
+    assert fired(promtool, before, after, tmp_path) == wanted
+    assert "PgqueueNoWorkers" in fired(promtool, after, draining, tmp_path)
+
+
+def old_enough(found: Samples) -> Samples | None:
+    oldest = max((age for (name, _), age in found.items() if name == "pgqueue_queue_oldest_running_seconds"), default=0)
+    return found if min(oldest, found.get(("pgqueue_xmin_horizon_age_seconds", ()), 0)) > 3600 else None
+
+
+def drained(found: Samples) -> Samples | None:
+    states = {labels: value for (name, labels), value in found.items() if name == "pgqueue_workers"}
+    return found if states and states.get((("state", "draining"),)) == sum(states.values()) > 0 else None
+
+
+def fired(promtool: str, before: Samples, after: Samples, home: Path) -> set[str]:
+    """The alerts that fire after 90 minutes, in each of which the counters grow as they did between the two, and the gauges are
+    as they were in the end."""
+    kinds = {sample: family.kind for family in METRICS for sample in family.samples}
+    series = []
+    for (name, labels), value in after.items():
+        if kinds.get(name) in ("counter", "gauge"):
+            grown = value - before.get((name, labels), 0) if kinds[name] == "counter" and name != "pgqueue_conflicts_total" else 0
+            shown = ", ".join(f'{label}="{text}"' for label, text in (*labels, ("instance", "a")))
+            series.append({"series": f"{name}{{{shown}}}", "values": f"{value}+{grown}x100"})
+    firing = set()
+    for rule in rules():
+        test = {
+            "rule_files": [str(RULES)],
+            "evaluation_interval": "1m",
+            "tests": [{
+                "interval": "1m",
+                "input_series": series,
+                "promql_expr_test": [{
+                    "expr": f'count(ALERTS{{alertname="{rule["alert"]}", alertstate="firing"}}) > bool 0',
+                    "eval_time": "90m", "exp_samples": [{"labels": "{}", "value": 1}],
+                }],
+            }],
+        }  # fmt: skip
+        (home / "real.yml").write_text(yaml.safe_dump(test))
+        done = subprocess.run([promtool, "test", "rules", str(home / "real.yml")], capture_output=True, text=True, check=False)
+        assert "parse error" not in done.stdout + done.stderr, done.stdout + done.stderr
+        if done.returncode == 0:
+            firing.add(rule["alert"])
+    return firing

@@ -23,7 +23,7 @@ import psycopg
 import pytest
 import yaml
 
-from pgqueue import App, Queue
+from pgqueue import App, Queue, migrate
 from pgqueue.config import SETTINGS, Exit, WorkSettings
 from pgqueue.database import connect, run
 from pgqueue.embedded import Embedded
@@ -223,10 +223,13 @@ def test_the_scaler_asks_what_the_database_can_answer(dsn: str, conn: psycopg.Co
     @app.step(name="alone", queue="one")
     def alone() -> None: ...
 
+    migrate.migrate(conn, roles=True)
     run(conn, app.registration())
 
     def asked() -> float:
-        row = conn.execute(query).fetchone()
+        with conn.transaction():
+            conn.execute("SET LOCAL ROLE pgqueue_reader")
+            row = conn.execute(query).fetchone()
         assert row is not None
         assert len(row) == 1
         return float(row[0])

@@ -23,11 +23,10 @@ from pgqueue.doctor.finding import Case, Finding
 from pgqueue.embedded import Embedded
 from pgqueue.settings import resolve
 from tests.bouncer import bouncer
-from tests.support import ROOT, Hand, Workers, database_of, wait_for
+from tests.support import ROOT, Hand, Workers, database_of, later, wait_for
 from tests.test_cli import pgqueue
 from tests.test_docs import code, section, table
 
-AHEAD = (ROOT / "pgqueue" / "testing" / "clock.sql").read_text()
 BAD = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -55,11 +54,6 @@ def found(dsn: str, check: str, severity: str, says: str, app: App | None = None
     assert len(fitting) == 1, every
     assert fitting[0].advice
     return fitting[0]
-
-
-def later(conn: psycopg.Connection[Any], interval: str) -> None:
-    """For pgqueue's functions and views it is so much later."""
-    conn.execute(AHEAD.format(ahead=f"interval '{interval}'"))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -119,6 +113,14 @@ def test_rights(dsn: str, conn: psycopg.Connection[Any]) -> None:
     assert "select on pgqueue.jobs" in found(dsn, "rights", "error", "everybody has rights").what
     migrate.migrate(conn)
     assert not any(f.check == "rights" and f.severity == "error" for f in findings(dsn)), "migrate takes them back"
+
+
+def test_the_role_of_workers_has_what_it_needs(dsn: str, conn: psycopg.Connection[Any]) -> None:
+    migrate.migrate(conn, roles=True)
+    with role(dsn) as name:
+        conn.execute(f"GRANT pgqueue_worker TO {name}")  # type: ignore[arg-type]
+        every = findings(as_role(dsn, name))
+        assert {f.severity for f in every} <= {"note"}, every
 
 
 def test_tables(dsn: str, conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:

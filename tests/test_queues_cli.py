@@ -66,6 +66,18 @@ def test_limits_are_shown_and_changed(app: App, dsn: str, conn: psycopg.Connecti
     assert "there is no queue 'nowhere'" in pgqueue(dsn, "pause", "nowhere", code=1)
 
 
+def test_jobs_that_ran_before_there_was_a_limit_are_shown_as_used(app: App, dsn: str) -> None:
+    pgqueue(dsn, "limit", "mail", "--concurrency", "off", "--rate", "off")
+    app.functions["send"].enqueue()
+    hand = Hand(app, dsn)
+    assert len(hand.claim()) == 1
+    assert facts(dsn)["mail"]["used"] is None
+    pgqueue(dsn, "limit", "mail", "--concurrency", "1")
+    assert facts(dsn)["mail"]["used"] == 1
+    hand.close()
+    app.close()
+
+
 def test_a_paused_queue_gives_out_nothing(app: App, dsn: str) -> None:
     job = app.functions["send"].enqueue()
     assert pgqueue(dsn, "pause", "mail") == "mail is paused\n"

@@ -11,7 +11,9 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT q.name, q.paused, jsonb_strip_nulls(q.declared || q.chosen), q.declared, q.chosen,
-           CASE WHEN q.limited THEN (SELECT coalesce(sum(r.cost), 0)::bigint FROM pgqueue.running r WHERE r.limited = q.name) END,
+           CASE WHEN q.limited THEN (SELECT coalesce(sum(r.cost), 0)::bigint FROM pgqueue.running r WHERE r.limited = q.name)
+                                    + CASE WHEN q.uncounted THEN (SELECT count(*) FROM pgqueue.running r
+                                                                   WHERE r.queue = q.name AND r.limited IS NULL) ELSE 0 END END,
            (SELECT count(*) FROM (SELECT FROM pgqueue.waiting w
                                    WHERE w.kind = 'key' AND w.key >= q.name || '/' AND w.key < q.name || '0' LIMIT 10001) c),
            CASE WHEN q.rate IS NOT NULL
