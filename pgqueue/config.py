@@ -211,6 +211,9 @@ class WorkSettings:
     metrics: str | None = setting(
         None, Address(), "Where to answer /metrics, /livez and /readyz: a port of this machine, or ADDRESS:PORT."
     )
+    log_format: str = setting(
+        "auto", Choice(("auto", "text", "json")), "How the log looks; auto: text on a terminal, JSON elsewhere."
+    )
     verbose: bool = setting(False, Flag(), "Log more.", "-v")
     burst: bool = False
     typed: dict[str, Any] = field(default_factory=dict, repr=False)  # what of it was given on the command line

@@ -5,7 +5,8 @@ Authors' functions (functions.py) ask for the active run; the runtime sets it. N
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator, Sequence
+import logging
+from collections.abc import Coroutine, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -47,6 +48,9 @@ class Run(Protocol):
 
     @property
     def deadline(self) -> datetime | None: ...
+
+    def log_fields(self) -> dict[str, Any]:
+        """What records of the log have about it."""
 
     @property
     def meta(self) -> dict[str, Any]: ...
@@ -109,6 +113,8 @@ class _Process:
     """Facts about this process. The one piece of state that belongs to no App: a fork sets it, nothing unsets it."""
 
     is_worker = False
+    role = "pgqueue"  # supervisor, housekeeper or worker
+    worker: str | None = None
 
 
 process = _Process()
@@ -122,6 +128,12 @@ def active(run: Run) -> Iterator[None]:
         yield
     finally:
         _active.reset(token)
+
+
+def log_fields() -> dict[str, Any]:
+    """What records of the log have about the job that the calling code belongs to."""
+    run = _active.get()
+    return {} if run is None else run.log_fields()
 
 
 def joined_run() -> Run | None:
@@ -139,6 +151,14 @@ def active_run() -> Run | None:
             "Call them from the job itself, or start the thread with contextvars.copy_context().run"
         )
     return run
+
+
+class Bound(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose records know their job, in whatever thread they are written."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
 
 
 class Current:
@@ -181,6 +201,15 @@ class Current:
         if note is not None and ("\0" in note or len(note) > MOST_NOTE):
             raise ValueError(f"progress(): the note has up to {MOST_NOTE} characters, and no NUL")
         self._run.report(fraction, note)
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Writes to the log of the worker; each record has the job, its workflow and queue, and the step.
+
+        ``current().logger.info("sent to %s", address)``. What of the input is said in it is the caller's decision: pgqueue itself
+        never logs inputs or results.
+        """
+        return Bound(logging.getLogger("pgqueue.job"), self._run.log_fields())
 
     @property
     def step_key(self) -> str:

@@ -124,15 +124,28 @@ async def _configure_async(conn: psycopg.AsyncConnection[Any]) -> None:
     await run_async(conn, protocol.read_committed())
 
 
+def secrets_of(dsn: str) -> list[str]:
+    """What of a DSN must not be seen."""
+    try:
+        return [str(v) for k, v in conninfo.conninfo_to_dict(dsn).items() if "password" in k and v]
+    except psycopg.ProgrammingError:
+        return []
+
+
+def brief(error: BaseException) -> str:
+    """What an error says, in one line. Of an error of the server without DETAIL, which quotes whole rows."""
+    text = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    try:
+        return " ".join((text or str(error)).split())
+    except Exception:  # noqa: BLE001 -- somebody's __str__
+        return "(no message)"
+
+
 def _harmless(error: BaseException, dsn: str) -> str:
     """The message of an error without the password, in case a library put it there."""
     text = " ".join(str(error).split())
-    try:
-        secrets = [v for k, v in conninfo.conninfo_to_dict(dsn).items() if "password" in k and v]
-    except psycopg.ProgrammingError:
-        secrets = []
-    for secret in secrets:
-        text = text.replace(str(secret), "***")
+    for secret in secrets_of(dsn):
+        text = text.replace(secret, "***")
     return text
 
 
@@ -160,7 +173,7 @@ def errors_translated() -> Iterator[None]:
         if kind is not None:
             raise kind(". ".join(filter(None, (error.diag.message_primary, error.diag.message_hint)))) from None
         if is_lost(error):
-            raise DatabaseUnreachable(f"the connection to the database was lost: {' '.join(str(error).split())}") from None
+            raise DatabaseUnreachable(f"the connection to the database was lost: {brief(error)}") from None
         raise
 
 

@@ -16,12 +16,14 @@ from pgqueue.cli.chaos import chaos
 from pgqueue.cli.config import config_command
 from pgqueue.cli.doctor import doctor_command
 from pgqueue.cli.options import ask, dsn_for, dsn_option, json_option, setting_options, typed
-from pgqueue.cli.output import log_to_stderr, one_line_errors, show, show_json, until_nobody_reads
+from pgqueue.cli.output import one_line_errors, show, show_json, until_nobody_reads
 from pgqueue.cli.schedules import schedules
 from pgqueue.cli.show import show_command
 from pgqueue.config import Exit
+from pgqueue.context import process
 from pgqueue.errors import SchemaMissing
 from pgqueue.loading import load_app
+from pgqueue.logs import hide, log_to_stderr
 from pgqueue.settings import work_settings
 
 
@@ -115,7 +117,9 @@ def work(target: str, burst: bool, dsn_first: bool, **given: Any) -> int:
         die_with_parent(signal.SIGTERM)  # its workers must not stay behind
         said["dsn"] = given["dsn"]
     settings = work_settings(target, said, burst)
-    log_to_stderr(10 if settings.verbose else 20)
+    log_to_stderr(10 if settings.verbose else 20, settings.log_format)
+    hide(settings.dsn or "")
+    process.role = "supervisor"
     return Supervisor(settings).run()
 
 

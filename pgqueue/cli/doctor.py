@@ -8,9 +8,10 @@ import click
 
 from pgqueue import database
 from pgqueue.cli.options import DURATION, dsn_for, dsn_option, json_option, typed
-from pgqueue.cli.output import harmless, show_json
+from pgqueue.cli.output import show_json
 from pgqueue.config import Exit
 from pgqueue.loading import load_app
+from pgqueue.logs import harmless
 from pgqueue.settings import resolve
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import re
 import select
 import shutil
 import sys
@@ -32,6 +30,7 @@ from pgqueue.errors import (
     UnknownSchedule,
     UnknownWorkflow,
 )
+from pgqueue.logs import harmless
 
 _CODES: dict[type[PgQueueError], Exit] = {
     DatabaseUnreachable: Exit.UNREACHABLE,
@@ -46,7 +45,6 @@ _CODES: dict[type[PgQueueError], Exit] = {
     UnknownSchedule: Exit.FAILED,
     IdConflict: Exit.FAILED,
 }
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @contextmanager
@@ -78,11 +76,6 @@ def _reader_has_gone() -> bool:
     look = select.poll()
     look.register(1, select.POLLOUT)
     return any(event & select.POLLERR for _, event in look.poll(0))
-
-
-def harmless(text: str) -> str:
-    """A text from elsewhere, without what could steer a terminal or forge a line of a log."""
-    return _UNPRINTABLE.sub(lambda match: repr(match.group())[1:-1], text)
 
 
 def cell(value: Any) -> str:
@@ -124,27 +117,3 @@ def show_fields(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if value is not None:
             click.echo(f"{name.ljust(width)}  {cell(value)}")
-
-
-class _Lines(logging.Formatter):
-    """One line per record, whatever is in it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        stamp = self.formatTime(record, "%Y-%m-%d %H:%M:%S")
-        role = record.name.removeprefix("pgqueue.").partition(".")[0]
-        body = "\n    ".join(harmless(line) for line in text.splitlines())
-        return f"{stamp} {record.levelname:<7} {role}[{os.getpid()}] {body}"
-
-
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Our log, one write per record."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
-    logger = logging.getLogger("pgqueue")
-    logger.addHandler(handler)
-    logger.setLevel(level)
-    logger.propagate = False
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import click
 
-from pgqueue.cli.output import harmless
+from pgqueue.logs import harmless
 
 _PLAIN = str.maketrans({"✓": "+", "✗": "x", "━": "#", "─": "-", "·": "|", "…": ".", "→": ">"})
 INDENT = "   "

@@ -60,7 +60,7 @@ class Gauges(threading.Thread):
                         tries = 0
                         time.sleep(EVERY)
             except (psycopg.Error, DatabaseUnreachable) as error:
-                log.warning("metrics: %s", " ".join(str(error).split()))
+                log.warning("metrics: %s", database.brief(error))
                 self._meter.add(DB_ERRORS, ("metrics",))
                 tries += 1
                 time.sleep(min(EVERY, database.backoff(tries, EVERY)))

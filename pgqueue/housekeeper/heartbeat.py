@@ -57,7 +57,7 @@ class Heartbeat(threading.Thread):
                         self._beat(conn)
                         time.sleep(self._interval)
             except (psycopg.Error, DatabaseUnreachable) as error:
-                log.warning("heartbeat: %s", " ".join(str(error).split()))
+                log.warning("heartbeat: %s", database.brief(error))
                 self._meter.add(DB_ERRORS, ("heartbeat",))
                 tries += 1
                 time.sleep(min(self._interval, database.backoff(tries)))

@@ -17,6 +17,7 @@ import psycopg
 
 from pgqueue import database, protocol
 from pgqueue.config import WorkSettings
+from pgqueue.context import process
 from pgqueue.database import run
 from pgqueue.errors import DatabaseUnreachable
 from pgqueue.failpoints import failpoint
@@ -26,6 +27,7 @@ from pgqueue.housekeeper.exposition import Exposition, Health
 from pgqueue.housekeeper.heartbeat import Heartbeat
 from pgqueue.housekeeper.leases import Leases
 from pgqueue.housekeeper.ticks import tick_due
+from pgqueue.logs import count_dropped, hide
 from pgqueue.metrics import DB_ERRORS, RECOVERY
 from pgqueue.slots import Phase, Slot, Slots
 from pgqueue.supervisor.child import Death
@@ -67,6 +69,9 @@ class Housekeeper:
         self._unsettled: dict[str, set[int]] = {}  # results that workers had not settled when we last looked
 
     def run(self) -> int:
+        process.role = "housekeeper"
+        hide(self._dsn)
+        count_dropped(self._meter)
         Heartbeat(self._dsn, self._name, self._settings.beat, self._workers, self._report_fenced, self._meter).start()
         if self._settings.metrics:
             Exposition(self._slots, self._health).serve(self._settings.metrics, self._dsn, self._meter)
@@ -83,7 +88,7 @@ class Housekeeper:
                     self._keep_house(conn)
                     return 0
             except (psycopg.Error, DatabaseUnreachable) as error:
-                log.warning("housekeeper: %s", " ".join(str(error).split()))
+                log.warning("housekeeper: %s", database.brief(error))
                 self._meter.add(DB_ERRORS, ("housekeeper",))
                 tries += 1
                 if self._pause(database.backoff(tries)):

@@ -58,6 +58,12 @@ class Calls:
         text = (self._run.job.policy or {}).get("deadline")
         return None if text is None else datetime.fromisoformat(text)
 
+    def log_fields(self) -> dict[str, Any]:
+        step = open_step.get()
+        attempt = None if self._run.job.came_back else 1  # of others nobody knows without asking
+        fields = {"job_id": self.job_id, "workflow": self.name, "queue": self.queue, "attempt": attempt}
+        return {**fields, "step": step.seq if step is not None else None}
+
     @property
     def meta(self) -> dict[str, Any]:
         return self._run.meta

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 
 log = logging.getLogger(__name__)
@@ -77,8 +76,8 @@ def _child(run: Callable[[], int], close: Iterable[int], parent: int, stacks: in
         code = run()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
-    except BaseException:  # noqa: BLE001 -- the last line of a process
-        log.critical("%s", traceback.format_exc())
+    except BaseException:
+        log.critical("the process ends with an internal error", exc_info=True)
     finally:
         try:
             sys.stdout.flush()

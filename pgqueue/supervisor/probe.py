@@ -11,8 +11,10 @@ import msgspec
 
 from pgqueue import database
 from pgqueue.config import Exit, WorkSettings
+from pgqueue.context import process
 from pgqueue.errors import Configuration, DatabaseUnreachable, NotConfigured, NotPermitted, SchemaMissing
 from pgqueue.loading import load_app
+from pgqueue.logs import hide
 from pgqueue.settings import work_settings
 from pgqueue.worker.process import served_queues
 
@@ -31,12 +33,14 @@ class Facts:
 def probe(settings: WorkSettings, answer: int) -> int:
     """Write the Facts to the descriptor ``answer``. The exit code: 0, or why not."""
     try:
+        process.role = "probe"
         app = load_app(settings.target)
         settings = work_settings(settings.target, settings.typed, settings.burst, app)
         queues = served_queues(app, settings.queues)
         if not app.functions:
             log.warning("%s has no workflows, steps or transactions: is its module complete?", settings.target)
         dsn = settings.dsn or app.dsn
+        hide(dsn)
         with database.connect(dsn, "pgqueue:probe") as conn, database.errors_translated():
             database.check_schema(conn)
             database.run(conn, app.registration())

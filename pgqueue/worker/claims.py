@@ -124,7 +124,7 @@ class Claims(threading.Thread):
             except (psycopg.Error, DatabaseUnreachable) as error:
                 # What was sent is in doubt: settlements are sent again (that is safe), a lost claim is given back by the
                 # housekeeper, because we announce it no longer.
-                log.warning("claims: %s", " ".join(str(error).split()))
+                log.warning("claims: %s", database.brief(error))
                 self._meter.add(DB_ERRORS, ("claims",))
                 self._slot.announce(0)
                 self._hints.reset()

@@ -17,6 +17,7 @@ from pgqueue.errors import Configuration, DatabaseUnreachable
 from pgqueue.failpoints import failpoint
 from pgqueue.ids import Process
 from pgqueue.loading import load_app
+from pgqueue.logs import count_dropped, hide
 from pgqueue.runtime.ground import Ground
 from pgqueue.slots import Phase, Slot
 from pgqueue.worker.claims import Claims
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int], most_jobs: int = 0) -> int:
     """Run jobs until told to drain, or until there were so many. The exit code."""
-    process.is_worker = True
+    process.is_worker, process.role, process.worker = True, "worker", worker
     slot.ticks.tick()
     try:
         app = load_app(settings.target)
@@ -41,6 +42,8 @@ def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int],
         app.dsn = settings.dsn
     dsn = app.dsn
     app.meter = slot.meter()
+    hide(dsn)
+    count_dropped(app.meter)
     for instrument in app.instruments.values():
         app.meter.declare(instrument.family)
     max_bytes = register(app, dsn, worker, slot)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
 import psycopg
 
-from pgqueue import App, Cancel, Queue, Retry, StepFailed, gather, sleep
+from pgqueue import App, Cancel, Queue, Retry, StepFailed, current, gather, sleep
 
 app = App(queues=[Queue("other", concurrency=3)])
 seen = app.counter("shop_seen_total", "Seen.", ["who"])
@@ -56,3 +57,25 @@ def every(end: str) -> None:
         raise Cancel("enough")
     if end == "fail":
         fail_once()
+
+
+@app.step(name="noisy")
+def noisy(secret: str) -> int:
+    for number in range(10):
+        current().logger.info("number %d, %s", number, "x" * 1000)
+    return 1
+
+
+@app.step(name="log")
+def log() -> None:
+    logger = current().logger
+    logger.info("in the step")
+    thread = threading.Thread(target=lambda: logger.info("in a thread"))
+    thread.start()
+    thread.join()
+
+
+@app.workflow(name="logs")
+def logs_in_step() -> None:
+    current().logger.info("in the body")
+    log()
