@@ -152,7 +152,7 @@ Writer = tuple[Callable[[bytes], Any], Callable[[], None]]
 
 
 def _writer(descriptor: int) -> Writer:
-    """How to write there without waiting, and how to stop. O_NONBLOCK on the descriptor itself would hold for whoever else has it."""
+    """How to write there without waiting, and how to stop. O_NONBLOCK on the descriptor itself would hold for all who have it."""
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return lambda data: os.write(descriptor, data), lambda: None

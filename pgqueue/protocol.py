@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -405,6 +405,21 @@ def wake(amount: int, after: str | None = None) -> Call[tuple[int, bool, str | N
 def cancel_waiting() -> Call[int]:
     """How many jobs that nobody held were cancelled."""
     return Call("SELECT pgqueue.cancel_waiting()", (), _first)
+
+
+class Seen(NamedTuple):
+    """What a housekeeper has to do: see the SQL function."""
+
+    work_in: float | None
+    promote_in: float | None
+    tick_in: float | None
+    waits: bool
+    cancels: bool
+
+
+def look(queues: Sequence[str], listen: float | None) -> Call[Seen]:
+    """``listen``: ask producers to notify, for so many seconds."""
+    return Call("SELECT * FROM pgqueue.look(%s, %s)", (list(queues), listen), lambda rows: Seen(*rows[0]))
 
 
 def listen_idle(seconds: float) -> Call[None]:

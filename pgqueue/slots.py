@@ -212,7 +212,7 @@ class Slot:
         """Of jobs that are not settled: their digest, their result, and the last checkpoint that their run saw."""
         found = {}
         digests, states = self._cells[_FIELDS:_STATES].tolist(), self._cells[_STATES:_RESULTS].tolist()
-        for place, (digest, state) in enumerate(zip(digests, states, strict=True)):
+        for place, (digest, state) in enumerate(zip(digests, states, strict=True) if any(digests) else ()):
             if digest and state & _KEPT:
                 at = 8 * (_RESULTS + place * _WORDS)
                 result = bytes(self._bytes[at : at + (state & 0xFFFF)])

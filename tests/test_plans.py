@@ -145,6 +145,7 @@ def test_a_plan_made_on_empty_tables_stays_good(dsn: str, worker: psycopg.Connec
         "promote": lambda: run(conn, protocol.promote(100)),
         "heartbeat": lambda: run(conn, protocol.heartbeat([WORKER])),
         "has work": lambda: run(conn, protocol.has_work(["default"])),
+        "look": lambda: run(conn, protocol.look(["default"], 2.5)),
     }
     for _ in range(6):  # let every plan be made and cached while there is nothing
         enqueue(conn, 120)

@@ -34,6 +34,7 @@ from pgqueue.supervisor.child import Death
 
 log = logging.getLogger(__name__)
 EARLY = 0.04  # seconds; claims look 50 ms ahead
+SELDOM = 30.0  # seconds until a duty is done though nobody has seen a reason for it
 PROMOTE_AT_ONCE = WAKE_AT_ONCE = 5000
 
 
@@ -97,14 +98,15 @@ class Housekeeper:
 
     def _plan(self) -> None:
         duties = (
+            self._look,
             self._observe_leases,
+            self._reap_lapsed,
             self._tick,
             self._promote,
             self._wake,
             self._end_cancelled,
             self._reconcile,
             self._free_hostages,
-            self._look_for_work,
         )
         self._due = dict.fromkeys(duties, 0.0)
         if self._settings.burst:
@@ -154,7 +156,7 @@ class Housekeeper:
             if "pgqueue_wake" in channels:
                 self._due[self._wake] = self._due[self._end_cancelled] = 0.0
         if not self._listening and self._idle():
-            self._due[self._look_for_work] = 0.0
+            self._due[self._look] = 0.0
         self._slots.housekeeper.ask()
         return False
 
@@ -203,8 +205,12 @@ class Housekeeper:
         for worker, beat in self._leases.observe(((row[0], row[1]) for row in beats), time.monotonic()):
             if run(conn, protocol.fence_worker(worker, beat, f"its lease of {self._settings.lease:g} s ran out")):
                 log.warning("worker %s has not been heard of for %g s: fenced", worker, self._settings.lease)
-        count_recovered(self._meter, "lost", recovery.reap_lapsed(conn, except_for=list(self._deaths)))
+                self._due[self._reap_lapsed] = 0.0
         return self._settings.lease / 10
+
+    def _reap_lapsed(self, conn: psycopg.Connection[Any]) -> float:
+        count_recovered(self._meter, "lost", recovery.reap_lapsed(conn, except_for=list(self._deaths)))
+        return self._settings.lease / 5
 
     def _promote(self, conn: psycopg.Connection[Any]) -> float:
         failpoint("promote.before")
@@ -213,25 +219,25 @@ class Housekeeper:
             self._wake_idle()
         if moved == PROMOTE_AT_ONCE:
             return 0.0
-        return 1.0 if next_due is None else min(1.0, max(0.01, next_due))
+        return SELDOM if next_due is None else min(SELDOM, max(0.01, next_due))
 
     def _tick(self, conn: psycopg.Connection[Any]) -> float:
         enqueued, next_due = tick_due(conn)
         if enqueued:
             self._wake_idle()
-        return 1.0 if next_due is None else min(1.0, next_due)
+        return SELDOM if next_due is None else min(SELDOM, next_due)
 
     def _wake(self, conn: psycopg.Connection[Any]) -> float:
         failpoint("wake.before")
         moved, more, self._looked_to = run(conn, protocol.wake(WAKE_AT_ONCE, self._looked_to))
         if moved:
             self._wake_idle()
-        return 0.0 if more else 1.0
+        return 0.0 if more else SELDOM
 
     def _end_cancelled(self, conn: psycopg.Connection[Any]) -> float:
         for worker in recovery.running_cancelled(conn, self._slots.used()):
             self._say("cancelled", worker)
-        return 0.0 if run(conn, protocol.cancel_waiting()) else 1.0
+        return 0.0 if run(conn, protocol.cancel_waiting()) else SELDOM
 
     def _reconcile(self, conn: psycopg.Connection[Any]) -> float:
         recovery.release_unknown(conn, self._slots.used())
@@ -257,18 +263,26 @@ class Housekeeper:
                     recovery.settle_kept(conn, slot.worker, stuck)
         return 0.25
 
-    def _look_for_work(self, conn: psycopg.Connection[Any]) -> float:
-        """One poll for all idle workers of this host. While there are any, producers are asked to notify. Where a rate says when
-        the next job may begin, workers are woken a little earlier: a claim may come before the start that it is given."""
+    def _look(self, conn: psycopg.Connection[Any]) -> float:
+        """One question a second, from which follows what else has to be done; also for whom there is work: one poll for all idle
+        workers of this host. While there are any, producers are asked to notify. Where a rate says when the next job may begin,
+        workers are woken a little earlier: a claim may come before the start that it is given."""
         self._listening = bool(self._idle())
-        if not self._listening:
+        seen = run(conn, protocol.look(self._queues, 2.5 if self._listening else None))
+        self._soon(self._promote, seen.promote_in)
+        self._soon(self._tick, seen.tick_in)
+        self._soon(self._wake, 0.0 if seen.waits else None)
+        self._soon(self._end_cancelled, 0.0 if seen.cancels else None)
+        if seen.work_in is None:
             return 1.0
-        run(conn, protocol.listen_idle(2.5))
-        soon = run(conn, protocol.has_work(self._queues))
-        if soon is not None and soon <= EARLY:
+        if seen.work_in <= EARLY:
             self._wake_idle()
-            return 1.0 if soon == 0 else EARLY
-        return 1.0 if soon is None else min(1.0, soon - EARLY / 2)
+            return 1.0 if seen.work_in == 0 else EARLY
+        return min(1.0, seen.work_in - EARLY / 2)
+
+    def _soon(self, duty: Callable[[psycopg.Connection[Any]], float], seconds: float | None) -> None:
+        if seconds is not None:
+            self._due[duty] = min(self._due[duty], time.monotonic() + seconds)
 
     def _check_burst(self, conn: psycopg.Connection[Any]) -> float:
         """--burst: leave when nothing is ready, running or due."""

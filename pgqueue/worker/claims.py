@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 FLUSH_AFTER = 0.010  # seconds a result may wait for others
 BUSY_PAUSE = 0.05  # seconds before a settlement is sent again that a session of its job still holds
 LONGEST_SLEEP = 5.0  # seconds; whoever sleeps longer would look hung
-SAFETY_POLL = 5.0  # seconds between polls of an idle worker: the housekeeper polls for all of them, this is the second net
+SAFETY_POLL = 10.0  # seconds between polls of an idle worker: the housekeeper polls for all of them, this is the second net
 
 
 class Claims(threading.Thread):
