@@ -13,12 +13,16 @@ def deposit(account: int, amount: int) -> None:
 deposit.using(conn).enqueue(1, 100)  # joins the caller's transaction
 """
 
+from __future__ import annotations
+
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from pgqueue._version import __version__
 
+TYPE_CHECKING = False  # of typing, which takes longer to load than all that is loaded here
 if TYPE_CHECKING:
+    from typing import Any
+
     from pgqueue.app import App
     from pgqueue.client import AsyncClient, AsyncJob, Client, Job
     from pgqueue.context import current

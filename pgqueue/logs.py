@@ -62,7 +62,7 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         known = {"role": process.role, "pid": os.getpid(), "worker": process.worker, **log_fields()}
         given = {name: getattr(record, name) for name in FIELDS if getattr(record, name, None) is not None}
-        fields = {name: _field(value) for name, value in {**known, **given}.items() if value is not None}
+        fields = {name: self._field(value) for name, value in {**known, **given}.items() if value is not None}
         error = record.exc_info[1] if record.exc_info else None
         said = {"msg": self._clean(_message(record)), "exc": self._clean(described(error)) if error is not None else ""}
         said = {name: _shortened(text, LONGEST) for name, text in said.items()}
@@ -72,6 +72,9 @@ class Lines(logging.Formatter):
             if len(line.encode("utf-8", "replace")) < LONGEST or len(said[longest]) < 100:
                 return line
             said[longest] = _shortened(said[longest], len(said[longest]) * 3 // 4)
+
+    def _field(self, value: Any) -> Any:
+        return value if isinstance(value, (int, float)) else self._clean(str(value)[:200])
 
     def _clean(self, text: str) -> str:
         for secret in self._secrets:
@@ -91,10 +94,6 @@ class Lines(logging.Formatter):
         more = "".join(f" {name}={harmless(str(fields[name]))}" for name in FIELDS[3:] if fields.get(name) is not None)
         exc = "".join(f"\n    {harmless(line)}" for line in said["exc"].split("\n")) if said["exc"] else ""
         return f"{stamp} {record.levelname:<7} {fields['role']}[{fields['pid']}] {harmless(said['msg'])}{more}{exc}"
-
-
-def _field(value: Any) -> Any:
-    return value if isinstance(value, (int, float)) else str(value)[:200]
 
 
 def _shortened(text: str, length: int) -> str:

@@ -662,6 +662,16 @@ def stats() -> Call[Rows]:
     return Call("SELECT * FROM pgqueue.stats()", (), _rows)
 
 
+def rates(seconds: float) -> Call[Rows]:
+    """Rows of (queue, jobs that ended per second, and failed ones): of the last so many seconds."""
+    return Call("SELECT queue, ended, failed FROM pgqueue.rates(%s)", (seconds,), _rows)
+
+
+def last_failures(amount: int) -> Call[Rows]:
+    """Rows of (job id, name, queue, when, type of the error), the last one first."""
+    return Call("SELECT job_id::text, name, queue, finished_at, error FROM pgqueue.last_failures(%s)", (amount,), _rows)
+
+
 def worker_rows() -> Call[Rows]:
     """Rows of (id, host, pid, jobs, started_at, fenced_at)."""
     return Call("SELECT id::text, host, pid, jobs, started_at, fenced_at FROM pgqueue.workers ORDER BY host, pid", (), _rows)

@@ -7,6 +7,11 @@ import sys
 
 def main() -> None:
     """Entry point. Without libpq nothing works, so that is said here and not by a traceback."""
+    if sys.argv[1:2] == ["health"]:
+        from pgqueue.cli.health import fast
+
+        if (code := fast(sys.argv[2:])) is not None:
+            sys.exit(code)
     try:
         import psycopg  # noqa: F401 -- the question is whether it can be imported
     except ImportError as error:

@@ -17,8 +17,10 @@ from pgqueue.cli.config import config_command
 from pgqueue.cli.doctor import doctor_command
 from pgqueue.cli.options import ask, dsn_for, dsn_option, json_option, setting_options, typed
 from pgqueue.cli.output import one_line_errors, show, show_json, until_nobody_reads
+from pgqueue.cli.probes import exporter, health
 from pgqueue.cli.schedules import schedules
 from pgqueue.cli.show import show_command
+from pgqueue.cli.top import top
 from pgqueue.config import Exit
 from pgqueue.context import process
 from pgqueue.errors import SchemaMissing
@@ -146,7 +148,8 @@ def status(as_json: bool, dsn: str | None) -> None:
 
 for command in (
     jobs.enqueue, jobs.event, jobs.send, jobs.jobs, show_command, repair.cancel, repair.requeue, repair.rerun, repair.prune,
-    queues.queues, queues.limit, queues.pause, queues.resume, schedules, config_command, doctor_command, bench_command,
+    queues.queues, queues.limit, queues.pause, queues.resume, schedules, config_command, doctor_command, health, top, exporter,
+    bench_command,
     chaos, local.demo, local.dev,
 ):  # fmt: skip
     cli.add_command(command)

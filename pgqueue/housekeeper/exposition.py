@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pgqueue._version import __version__
 from pgqueue.config import host_and_port
-from pgqueue.housekeeper.gauges import Gauges
+from pgqueue.housekeeper.gauges import KEPT_FOR, Gauges
 from pgqueue.housekeeper.http import Answer, Page, Server
 from pgqueue.meter import Meter
 from pgqueue.metrics import INFO, WORKERS, Values
@@ -85,3 +85,25 @@ class Exposition:
 
 def _verdict(problems: list[str]) -> Answer:
     return Answer(503, "".join(f"{problem}\n" for problem in problems).encode()) if problems else Answer(200, b"ok\n")
+
+
+class Exporter:
+    """The pages of ``pgqueue exporter``: the database's metrics, whoever else shows them; supervisors leave them to it."""
+
+    def __init__(self, dsn: str) -> None:
+        self._gauges = Gauges(dsn, Meter(), always=True)
+
+    def serve(self, address: tuple[str, int]) -> None:
+        """Answer, from now on."""
+        from pgqueue.housekeeper.collector import MetricsPage
+
+        self._gauges.start()
+        pages: dict[str, Page] = {
+            "/metrics": MetricsPage(self._gauges.values),
+            "/livez": lambda _: _verdict([]),
+            "/readyz": self._readyz,
+        }
+        Server(address, pages).start()
+
+    def _readyz(self, _: str) -> Answer:
+        return _verdict(["the database has not answered lately"] if self._gauges.age > KEPT_FOR else [])
