@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import threading
 
@@ -11,7 +12,7 @@ import pytest
 
 from pgqueue.meter import ALL_SERIES, SERIES, Meter, Meters
 from pgqueue.metrics import CLAIM_BATCH, JOBS, METRICS, OTHER, WORKERS, Family
-from tests.support import wait_for
+from tests.support import ROOT, wait_for
 
 SEEN = Family("seen_total", "counter", "Seen.", ("what",))
 
@@ -32,6 +33,11 @@ def test_the_list_is_one_that_prometheus_takes() -> None:
         assert bool(family.buckets) == (family.kind == "histogram")
         assert family.help.endswith(".")
         assert family.labels == tuple(dict.fromkeys(family.labels))
+
+
+def test_the_guide_explains_every_metric() -> None:
+    rows = re.findall(r"^\| `(pgqueue_\w+)` \| ([^|]*) \| ", (ROOT / "docs/guides/metrics.md").read_text(), re.MULTILINE)
+    assert [(name, tuple(re.findall(r"`(\w+)`", labels))) for name, labels in rows] == [(f.name, f.labels) for f in METRICS]
 
 
 def test_what_was_counted_is_there_after_the_death_of_whoever_counted() -> None:
