@@ -36,7 +36,7 @@ def test_the_list_is_one_that_prometheus_takes() -> None:
 
 
 def test_the_guide_explains_every_metric() -> None:
-    rows = re.findall(r"^\| `(pgqueue_\w+)` \| ([^|]*) \| ", (ROOT / "docs/guides/metrics.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(pgqueue_\w+)` \|([^|]*)\| ", (ROOT / "docs/guides/metrics.md").read_text(), re.MULTILINE)
     assert [(name, tuple(re.findall(r"`(\w+)`", labels))) for name, labels in rows] == [(f.name, f.labels) for f in METRICS]
 
 
