@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test sweep chaos soak model mutants scale limits deploy docs lint types wheel check clean
+.PHONY: help operations demo test sweep chaos soak model mutants scale limits deploy docs lint types wheel check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -59,6 +59,9 @@ limits: $(VENV)/.dev $(BINARIES) ## limits, fairness and schedules at full size,
 
 deploy: $(VENV)/.deploy $(BINARIES) ## check units, manifests, alerts and the board with the tools that they are for
 	$(BIN)/python -m pytest -m deploy tests/test_deploy.py tests/test_alerts.py $(T)
+
+operations: $(VENV)/.dev $(BINARIES) ## a real Prometheus through 500 kills, and other long runs of an operator's day (minutes)
+	$(BIN)/python -m pytest -m operations -s $(T)
 
 docs: $(VENV)/.dev $(BINARIES) ## run every code block of the documentation (a part of the tests)
 	$(BIN)/python -m pytest tests/test_docs.py $(T)

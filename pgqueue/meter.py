@@ -172,6 +172,11 @@ class Meters:
 
     # ------------------------------------------------------------------------------------------ the supervisor
 
+    @property
+    def used(self) -> int:
+        """How much of the totals is in use, in words of 8 bytes."""
+        return int(self._totals[0])
+
     def admit(self) -> None:
         """Give a place in the totals to every new series. A series that has none is not shown yet."""
         for index, words in enumerate(self._regions):

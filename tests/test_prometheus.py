@@ -48,9 +48,16 @@ class Prometheus:
         config.write_text(CONFIG % ", ".join(f"'127.0.0.1:{port}'" for port in targets))
         self._log = (place / "log").open("wb")
         self.process = subprocess.Popen(
-            [program, f"--config.file={config}", f"--storage.tsdb.path={place / 'data'}", f"--web.listen-address=127.0.0.1:{self.port}"],
-            stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                program,
+                f"--config.file={config}",
+                f"--storage.tsdb.path={place / 'data'}",
+                f"--web.listen-address=127.0.0.1:{self.port}",
+            ],
+            stdout=self._log,
+            stderr=self._log,
+            stdin=subprocess.DEVNULL,
+        )
         wait_for(lambda: get(self.port, "/-/ready")[0] == 200, what="Prometheus to be ready")
 
     def ask(self, query: str) -> list[tuple[dict[str, str], float]]:
@@ -119,7 +126,9 @@ def test_no_failed_scrape_and_no_counter_goes_back(
         assert jobs > 0
         assert [value for _, value in server.ask("min_over_time(up[1h])")] == [1, 1], "a scrape has failed"
         scrapes = sum(value for _, value in server.ask("count_over_time(up[1h])"))
-        counters = [name for name in server.names() if name.startswith("pgqueue_") and name.endswith(("_total", "_count", "_bucket"))]
+        counters = [
+            name for name in server.names() if name.startswith("pgqueue_") and name.endswith(("_total", "_count", "_bucket"))
+        ]
         assert "pgqueue_jobs_total" in counters
         for name in counters:
             assert {value for _, value in server.ask(f"resets({name}[1h])")} <= {0.0}, name
