@@ -1004,7 +1004,7 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[Race], None]]] = {
         lambda race: test_two_reapers(race, "crash", 2),
     ),
     "claim without a lock": (
-        "claim", "FOR UPDATE SKIP LOCKED", "",
+        "claim", "LIMIT wanted FOR UPDATE SKIP LOCKED", "LIMIT wanted",
         lambda race: test_two_claimers(race),
     ),
     "promote without a lock": (
