@@ -287,8 +287,44 @@ def test_everybody_gets_as_much(make: Make, conn: psycopg.Connection[Any]) -> No
     assert len(seen) == 355
     assert Counter(seen[:9]) == {"large": 3, "middle": 3, "small": 3}
     assert Counter(seen[:18])["small"] == 5
-    assert Counter(seen[:105])["middle"] == 50
+    assert Counter(seen[:108])["middle"] == 50
     assert violations(conn) == []
+
+
+def test_whoever_comes_is_a_few_turns_ahead(make: Make) -> None:
+    """So that who has little need not wait until all others have got as much; and no more, so that nobody starves."""
+    hand = make(fair_by="who")
+    enqueue(hand, *[(n, "", "large") for n in range(900)])
+
+    def turns(amount: int) -> Counter[str]:
+        held = claim(hand, amount)
+        done(hand, *held)
+        return Counter(json.loads(job.input)["who"] for job in held)
+
+    for _ in range(10):
+        assert turns(30) == {"large": 30}
+    enqueue(hand, *[(n, "", "small") for n in range(10)])
+    assert turns(8) == {"small": 8}
+    assert turns(8) == {"small": 2, "large": 6}
+    enqueue(hand, *[(n, "", "large too") for n in range(400)])
+    got = sum((turns(10) for _ in range(20)), Counter[str]())
+    assert 100 <= got["large too"] <= 115
+    for n in range(30):
+        enqueue(hand, (n, "", f"another {n}"))
+    assert turns(30)["large"] == 0
+    assert turns(10)["large"] >= 4
+
+
+def test_very_many_tenants_all_have_their_turns(make: Make) -> None:
+    """More than are compared at once."""
+    hand = make(fair_by="who")
+    enqueue(hand, *[(n, "", f"{who:03}") for who in range(450) for n in range(2)])
+    seen: list[str] = []
+    while held := claim(hand, 50):
+        seen += [json.loads(job.input)["who"] for job in held]
+        done(hand, *held)
+    assert set(Counter(seen).values()) == {2}
+    assert len(set(seen[:450])) > 220
 
 
 def test_weights_and_priorities(make: Make, conn: psycopg.Connection[Any]) -> None:
