@@ -235,6 +235,31 @@ def test_a_claim_whose_reply_was_lost_is_given_back(bank_db: psycopg.Connection[
     assert attempts(bank_db) == []
 
 
+def test_what_is_settled_while_the_housekeeper_looks_is_not_called_a_lost_reply(
+    bank_db: psycopg.Connection[Any], dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is in the table, and then neither there nor in the worker's memory. Nothing was lost, and the log does not say so."""
+    hand, slot = Hand(bank.app, dsn), Slots(1)[0]
+    slot.assign(hand.id)
+    slot.set_registered()
+    bank.noop.enqueue()
+    (job,) = hand.claim()
+    monkeypatch.setattr(recovery, "failpoint", lambda _: hand.settle(Settlement(job, "succeeded", "null")))
+    recovery.release_unknown(bank_db, [slot])
+    assert states(bank_db) == {"succeeded": 1}
+    assert caplog.records == []
+
+    monkeypatch.undo()
+    bank.noop.enqueue()
+    hand.claim()
+    recovery.release_unknown(bank_db, [slot])
+    assert states(bank_db) == {"succeeded": 1, "ready": 1}
+    assert [record.message for record in caplog.records] == [
+        "1 claims are not known to their workers (a reply was lost): given back"
+    ]
+    hand.close()
+
+
 def test_no_connection_crosses_a_fork(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
     work = workers.start("tests.apps.bank:app", "-w", "2")
     pids = [work.pid, *ready(bank_db, work, 2), housekeeper_pid(bank_db, work)]

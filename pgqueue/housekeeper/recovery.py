@@ -118,6 +118,9 @@ def release_unknown(conn: psycopg.Connection[Any], slots: Sequence[Slot]) -> Non
         for job, token, worker in claims
         if digest(job, token) not in held[worker] and by_worker[worker].inflight != token and by_worker[worker].worker == worker
     ]
+    if unknown:  # look again: most were settled in between
+        there = {(job, token) for job, token, _ in run(conn, protocol.held_claims([worker for worker in by_worker if worker]))}
+        unknown = [claim for claim in unknown if claim in there]
     if unknown:
         log.warning("%d claims are not known to their workers (a reply was lost): given back", len(unknown))
         run(conn, protocol.settle([Settlement(ClaimedJob(job, token, "", "", "", 0, None), "release") for job, token in unknown]))
