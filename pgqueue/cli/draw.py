@@ -51,7 +51,7 @@ def span(seconds: float) -> str:
 
 def line(text: str, limit: int = CUT) -> str:
     """A text of unknown origin as a part of a line."""
-    text = " ".join(cell(text).split())
+    text = cell(" ".join(text.split()))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
