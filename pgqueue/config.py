@@ -48,6 +48,10 @@ class Kind:
         """As one would give it on a command line."""
         return "" if value is None else str(value)
 
+    def plain(self, value: Any) -> Any:
+        """As JSON has it."""
+        return value
+
 
 @dataclass(frozen=True)
 class Whole(Kind):
@@ -80,6 +84,20 @@ def host_and_port(address: str) -> tuple[str, int]:
     """The two parts of an address."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+@dataclass(frozen=True)
+class WholeOrAuto(Whole):
+    """A whole number, or the word ``auto``, which is 0 inside."""
+
+    def read(self, given: Any) -> int:
+        return 0 if given == "auto" else super().read(given)
+
+    def text(self, value: Any) -> str:
+        return str(value) if value else "auto"
+
+    def plain(self, value: Any) -> Any:
+        return value or "auto"
 
 
 @dataclass(frozen=True)
@@ -198,7 +216,7 @@ class WorkSettings:
 
     target: str  # module:app
     dsn: str | None = field(default=None, repr=False, metadata={"setting": (Kind(), None, "The database.", ())})
-    workers: int = setting(2, Whole(1, 512), "Worker processes.", "-w")
+    workers: int = setting(0, WholeOrAuto(1, 512), "Worker processes; auto: as many as processors are ours.", "-w")
     threads: int = setting(1, Whole(1, 64), "def jobs of each worker at once.")
     concurrency: int = setting(100, Whole(1, 500), "async def jobs of each worker at once.")
     queues: tuple[str, ...] = setting((), Names(), "Serve only these queues, separated by commas.", "-q")
@@ -206,6 +224,8 @@ class WorkSettings:
     lease: float = setting(15.0, Duration(1.0), "After how long without a beat a worker is dead; the beat is a third of it.")
     max_jobs: int = setting(0, Whole(0, 10**9), "Replace a worker that has run so many jobs; 0: never.")
     max_memory: int = setting(0, Size(), "Replace a worker that needs more memory of its own; 0: never.")
+    preload: bool = setting(False, Flag(), "Import the App once, before workers are forked from it: saves memory.")
+    reload: bool = setting(False, Flag(), "For development: reload when a source file changes.")
     boot_timeout: float = setting(60.0, Duration(), "Kill a worker that has not booted after so long.")
     hang_timeout: float = setting(30.0, Duration(), "Kill a worker that has no job and has not moved for so long.")
     metrics: str | None = setting(

@@ -16,6 +16,7 @@ def load_app(target: str) -> App:
     attribute = attribute or "app"
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()  # what was seen by the process that forked us may be old
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

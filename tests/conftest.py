@@ -16,6 +16,7 @@ from pgqueue import migrate
 from pgqueue.database import connect, run
 from pgqueue.embedded import Embedded
 from tests.apps import bank
+from tests.shop import Shop
 from tests.support import Server, Workers, database_of
 
 #: The server that the tests crash and restart, and what makes that quick without making it untrue.
@@ -117,3 +118,8 @@ def bank_db(
     run(conn, bank.app.registration())
     yield conn
     bank.app.close()
+
+
+@pytest.fixture
+def shop(tmp_path: Path, bank_db: psycopg.Connection[Any], workers: Workers) -> Shop:
+    return Shop(tmp_path, bank_db, workers)

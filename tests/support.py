@@ -102,7 +102,7 @@ class Workers:
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pgqueue", "work", target, *options],
-                env={**os.environ, "PGQUEUE_DSN": self._dsn, **(env or {})},
+                env={**os.environ, "PGQUEUE_DSN": self._dsn, "PGQUEUE_WORKERS": "2", **(env or {})},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -238,3 +238,11 @@ def later(conn: psycopg.Connection[Any], interval: str) -> None:
     """For pgqueue's functions and views it is so much later from now on."""
     text = (ROOT / "pgqueue" / "testing" / "clock.sql").read_text().format(ahead=f"interval '{interval}'")
     conn.execute(text)  # type: ignore[call-overload]
+
+
+def nothing_is_lost(conn: psycopg.Connection[Any], jobs: int) -> None:
+    """All jobs are somewhere, nobody holds any, and no attempt was used."""
+    assert sum(states(conn).values()) == jobs
+    assert "running" not in states(conn)
+    assert conn.execute("SELECT kind FROM pgqueue.attempts").fetchall() == []
+    assert violations(conn) == []

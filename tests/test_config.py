@@ -64,7 +64,7 @@ def test_each_place_beats_those_below_it(place: Place) -> None:
     assert found["threads"] == {"value": 12, "from": str(file)}
     assert found["lease"] == {"value": 12.5, "from": str(file)}
     assert found["drain_timeout"] == {"value": 660.0, "from": "App(settings=...) of shop"}
-    assert found["workers"] == {"value": 2, "from": "default"}
+    assert found["workers"] == {"value": "auto", "from": "default"}
     file.write_text("")
     assert place.found("shop:app")["threads"]["value"] == 11
     assert place.found()["threads"]["value"] == 1
@@ -163,7 +163,7 @@ def test_variables_that_kubernetes_makes_for_a_service_are_left_alone(place: Pla
         "PGQUEUE_PORT_9909_TCP_PROTO": "tcp", "PGQUEUE_PORT_9909_TCP_PORT": "9909", "PGQUEUE_PORT_9909_TCP_ADDR": "10.0.0.1",
         "PGQUEUE_METRICS_SERVICE_HOST": "10.0.0.1", "PGQUEUE_METRICS_PORT": "tcp://10.0.0.1:9909",
     }  # fmt: skip
-    assert place.found(**services)["workers"]["value"] == 2
+    assert place.found(**services)["workers"]["value"] == "auto"
 
 
 def test_an_app_is_told_where_its_settings_are_written() -> None:
@@ -177,7 +177,7 @@ def test_workers_do_what_the_app_says(place: Place, dsn: str) -> None:
     place.app(workers=3)
     workers = Workers(dsn, place.path)
     try:
-        variables = {"PYTHONPATH": f"{ROOT}{os.pathsep}{place.path}"}
+        variables = {"PYTHONPATH": f"{ROOT}{os.pathsep}{place.path}", "PGQUEUE_WORKERS": ""}
         work = workers.start("shop:app", env=variables)
         wait_for(lambda: len(work.children()) == 4, what="three workers and a housekeeper")
         assert "3 workers for default" in work.log()

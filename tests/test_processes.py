@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from chaos.processes import state
 from pgqueue import JobFailed, protocol
 from pgqueue.database import run
 from pgqueue.housekeeper import recovery
@@ -41,10 +42,7 @@ def ready(conn: psycopg.Connection[Any], work: Work, count: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return state(pid) not in "ZX"
 
 
 def attempts(conn: psycopg.Connection[Any]) -> list[tuple[str, ...]]:

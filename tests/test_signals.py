@@ -11,66 +11,11 @@ import pytest
 
 from chaos.processes import state
 from tests.apps import bank
-from tests.support import Server, Work, Workers, kill, states, violations, wait_for, worker_pids
+from tests.shop import Shop
+from tests.support import Server, Workers, kill, nothing_is_lost, states, wait_for, worker_pids
 from tests.test_processes import alive, attempts, housekeeper_pid, ready, started
 
 pytestmark = pytest.mark.usefixtures("bank_db")
-
-SHOP = """
-import os
-from pgqueue import App
-app = App(queues=["mail"][:0])
-
-@app.step(name="answer", max_crashes=1000)
-def answer() -> str:
-    return "{answer}"
-
-@app.step(name="nap", max_crashes=1000)
-def nap(seconds: float) -> str:
-    import time
-    time.sleep(seconds)
-    return "{answer}"
-"""
-
-
-class Shop:
-    """An application whose code changes."""
-
-    def __init__(self, path: Path, conn: psycopg.Connection[Any], workers: Workers) -> None:
-        self.path, self._conn, self._workers = path, conn, workers
-        self.write("first")
-
-    def write(self, answer: str, more: str = "") -> None:
-        (self.path / "shop.py").write_text(SHOP.format(answer=answer) + more + "\n" * (len(answer) + len(more)))
-
-    def start(self, *options: str) -> Work:
-        return self._workers.start("shop:app", *options, env={"PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1"})
-
-    def enqueue(self, name: str = "answer", input: str = "{}") -> str:
-        row = self._conn.execute("SELECT pgqueue.enqueue_workflow(%s, %s, queue => 'default')", (name, input)).fetchone()
-        assert row is not None
-        return str(row[0])
-
-    def result(self, job: str) -> str | None:
-        row = self._conn.execute("SELECT result FROM pgqueue.job_values WHERE id = %s", (job,)).fetchone()
-        return row[0] if row else None
-
-    def answer(self) -> str:
-        job = self.enqueue()
-        return wait_for(lambda: self.result(job), 60, "an answer").strip('"')
-
-
-@pytest.fixture
-def shop(tmp_path: Path, bank_db: psycopg.Connection[Any], workers: Workers) -> Shop:
-    return Shop(tmp_path, bank_db, workers)
-
-
-def nothing_is_lost(conn: psycopg.Connection[Any], jobs: int) -> None:
-    """All jobs are somewhere, nobody holds any, and no attempt was used."""
-    assert sum(states(conn).values()) == jobs
-    assert "running" not in states(conn)
-    assert attempts(conn) == []
-    assert violations(conn) == []
 
 
 # ------------------------------------------------------------------------------------------------------- stopping

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
@@ -12,6 +13,9 @@ def main() -> None:
 
         if (code := fast(sys.argv[2:])) is not None:
             sys.exit(code)
+    if sys.argv[1:2] == ["work"]:  # what comes before the supervisor can listen waits for it, and does not end the process
+        names = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "TSTP", "TTIN", "TTOU")
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.Signals["SIG" + name] for name in names])
     try:
         import psycopg  # noqa: F401 -- the question is whether it can be imported
     except ImportError as error:

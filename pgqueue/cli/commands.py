@@ -107,11 +107,13 @@ def grant(kind: str, role: str, dsn: str | None) -> None:
 @click.argument("target", metavar="MODULE:APP")
 @setting_options
 @click.option("--burst", is_flag=True, help="Leave when nothing is ready, running or due.")
+@click.option("--check", is_flag=True, help="Start nothing; exit with 0 if the App can be worked for.")
 @click.option("--dsn-first", is_flag=True, hidden=True)  # of pgqueue dev: PGQUEUE_DSN beats what the App says
 @dsn_option
-def work(target: str, burst: bool, dsn_first: bool, **given: Any) -> int:
-    """Run workers until told to stop (SIGTERM or Ctrl-C: drain; SIGQUIT: stop at once, giving jobs back)."""
+def work(target: str, burst: bool, check: bool, dsn_first: bool, **given: Any) -> int:
+    """Run workers until told to stop (SIGTERM or Ctrl-C: drain; SIGQUIT: stop at once, giving jobs back; SIGHUP: reload)."""
     from pgqueue.supervisor.fork import die_with_parent
+    from pgqueue.supervisor.probe import check_only
     from pgqueue.supervisor.supervisor import Supervisor
 
     said = typed(given)
@@ -122,7 +124,7 @@ def work(target: str, burst: bool, dsn_first: bool, **given: Any) -> int:
     log_to_stderr(10 if settings.verbose else 20, settings.log_format)
     hide(settings.dsn or "")
     process.role = "supervisor"
-    return Supervisor(settings).run()
+    return check_only(settings) if check else Supervisor(settings).run()
 
 
 @cli.command()

@@ -35,11 +35,11 @@ def config_command(target: str | None, as_json: bool, dsn: str | None) -> None:
 
 
 def _plain(name: str, value: Any) -> Any:
-    return masked(value) if name == "dsn" and value else value
+    return masked(value) if name == "dsn" and value else SETTINGS[name].kind.plain(value)
 
 
 def _text(name: str, value: Value) -> str:
-    return SETTINGS[name].kind.text(_plain(name, value.value)) or "-"
+    return SETTINGS[name].kind.text(masked(value.value) if name == "dsn" and value.value else value.value) or "-"
 
 
 def _of_libpq() -> dict[str, str]:

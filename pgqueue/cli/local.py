@@ -71,8 +71,9 @@ def demo(
 @click.command()
 @click.argument("target", required=False, metavar="[MODULE:APP]")
 @click.option("-w", "--workers", default=2, show_default=True, type=click.IntRange(1, 64))
+@click.option("--reload/--no-reload", default=True, help="Reload when a source file changes (the default).")
 @click.option("--data", default=".pgqueue", show_default=True, type=DIRECTORY, help="Where its data stays.")
-def dev(target: str | None, workers: int, data: Path) -> int:
+def dev(target: str | None, workers: int, reload: bool, data: Path) -> int:
     """A PostgreSQL of your own in .pgqueue, migrated, and workers for an App.
 
     Its data is there again the next time. The App works in this database, whatever other it names. Ctrl-C lets running jobs
@@ -83,7 +84,8 @@ def dev(target: str | None, workers: int, data: Path) -> int:
     try:
         with Signals() as signals, _server(data) as dsn, database.connect(dsn, "pgqueue:dev") as conn:
             _introduce(conn, dsn, data, target, workers)
-            return _serve(conn, dsn, target, workers, signals)
+            child = _start_workers(dsn, target, workers, reload) if target else None
+            return _serve(conn, child, signals)
     except Stopped:
         click.echo("stopped")
         return Exit.OK
@@ -126,9 +128,8 @@ def _introduce(conn: psycopg.Connection[Any], dsn: str, data: Path, target: str 
         click.echo("No workers: name an App (pgqueue dev MODULE:APP), or run pgqueue work elsewhere. Ctrl-C stops the server.")
 
 
-def _serve(conn: psycopg.Connection[Any], dsn: str, target: str | None, workers: int, signals: Signals) -> int:
+def _serve(conn: psycopg.Connection[Any], child: subprocess.Popen[bytes] | None, signals: Signals) -> int:
     """Until somebody stops us, or the workers give up. Their exit code."""
-    child = _start_workers(dsn, target, workers) if target else None
     try:
         while True:
             signals.check()
@@ -150,10 +151,10 @@ def _check(conn: psycopg.Connection[Any]) -> None:
         raise DatabaseUnreachable("PostgreSQL has stopped: start pgqueue dev again") from None
 
 
-def _start_workers(dsn: str, target: str, workers: int) -> subprocess.Popen[bytes]:
+def _start_workers(dsn: str, target: str, workers: int, reload: bool) -> subprocess.Popen[bytes]:
     """``pgqueue work`` for the App, in a session of its own: Ctrl-C is for us, and we tell it to drain."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pgqueue", "work", target, "--workers", str(workers), "--dsn-first"],
+        [sys.executable, "-m", "pgqueue", "work", target, "--workers", str(workers), "--dsn-first", *["--reload"] * reload],
         env={**os.environ, "PGQUEUE_DSN": dsn},
         stdin=subprocess.DEVNULL,
         start_new_session=True,

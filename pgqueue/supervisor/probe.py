@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -16,6 +19,7 @@ from pgqueue.errors import Configuration, DatabaseUnreachable, NotConfigured, No
 from pgqueue.loading import load_app
 from pgqueue.logs import hide
 from pgqueue.settings import work_settings
+from pgqueue.worker.preload import check_forkable
 from pgqueue.worker.process import served_queues
 
 log = logging.getLogger(__name__)
@@ -28,6 +32,7 @@ class Facts:
     dsn: str
     queues: list[str]
     settings: WorkSettings  # with what the App says, and what the file says now
+    directories: list[str]  # that it was imported from
 
 
 def probe(settings: WorkSettings, answer: int) -> int:
@@ -36,6 +41,8 @@ def probe(settings: WorkSettings, answer: int) -> int:
         process.role = "probe"
         app = load_app(settings.target)
         settings = work_settings(settings.target, settings.typed, settings.burst, app)
+        if settings.preload:
+            check_forkable(app)
         queues = served_queues(app, settings.queues)
         if not app.functions:
             log.warning("%s has no workflows, steps or transactions: is its module complete?", settings.target)
@@ -50,8 +57,23 @@ def probe(settings: WorkSettings, answer: int) -> int:
     except DatabaseUnreachable as error:
         log.error("%s", error)
         return Exit.UNREACHABLE
-    os.write(answer, msgspec.json.encode(Facts(dsn, queues, settings)))
+    os.write(answer, msgspec.json.encode(Facts(dsn, queues, settings, _directories())))
     return Exit.OK
+
+
+def check_only(settings: WorkSettings) -> int:
+    """For ``pgqueue work --check``: look, and do nothing else. The exit code."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+    with open(os.devnull, "wb") as nowhere:
+        return probe(settings, nowhere.fileno())
+
+
+def _directories() -> list[str]:
+    """Where the modules are from that are the user's own: neither Python's, nor installed, nor ours."""
+    foreign = tuple({sys.prefix, sys.base_prefix, str(Path(__file__).parents[1])})
+    files = [file for module in list(sys.modules.values()) if isinstance(file := getattr(module, "__file__", None), str)]
+    own = [file for file in files if not os.path.abspath(file).startswith(foreign) and "-packages" + os.sep not in file]
+    return sorted({os.path.dirname(os.path.abspath(file)) for file in own if file.endswith(".py")})
 
 
 def read_facts(data: bytes) -> Facts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable
 
@@ -17,12 +18,19 @@ log = logging.getLogger(__name__)
 class Probing:
     """Begins with the fork. Ends with ``answer()``, when the process has ended."""
 
-    def __init__(self, settings: WorkSettings, close: Iterable[int]) -> None:
+    def __init__(self, settings: WorkSettings, close: Iterable[int], command: list[str] | None = None) -> None:
+        """``command``: run this instead, in a fresh interpreter that has imported nothing of the application."""
         self._target = settings.target
         self._facts, self._stacks = Scratch(), Scratch()
         self._until = time.monotonic() + settings.boot_timeout
         self._limit = settings.boot_timeout
-        self.pid = fork(lambda: probe(settings, self._facts.descriptor), close, True, self._stacks.descriptor)
+
+        def run() -> int:
+            if command:
+                os.execv(command[0], command)  # noqa: S606 -- ourselves
+            return probe(settings, self._facts.descriptor)
+
+        self.pid = fork(run, close, True, self._stacks.descriptor)
 
     def enforce_limit(self) -> None:
         """Kill it where it takes too long."""
@@ -35,12 +43,12 @@ class Probing:
         kill_group(self.pid)
 
     def answer(self, code: int) -> Facts | int:
-        """What it has found out, or the exit code that says why not."""
+        """What it has found out, or the exit code that says why not (0: all is well, of a command)."""
         facts, stacks = self._facts.take(), self._stacks.take().decode(errors="replace").strip()
         self._facts.close()
         self._stacks.close()
         if code == 0:
-            return read_facts(facts)
+            return read_facts(facts) if facts else 0
         if code < 0:
             log.error("the process that looks whether %s can be worked for was %s", self._target, describe(code))
             if stacks:

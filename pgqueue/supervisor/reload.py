@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class Reload:
     """The reload under way, if there is one. ``use``: makes everybody work by these Facts."""
 
-    def __init__(self, workers: Workers, facts: Facts, use: Callable[[Facts], None]) -> None:
+    def __init__(self, workers: Workers, facts: Facts, use: Callable[[Facts], None], restart: Callable[[], None]) -> None:
         self.probing: Probing | None = None
         self.under_way = False
         self._workers = workers
@@ -29,6 +29,7 @@ class Reload:
         self._last = workers.generation
         self._again = False
         self._use = use
+        self._restart = restart  # where the App was preloaded, only a fresh interpreter has the new code
 
     def begin(self, probe: Callable[[], Probing]) -> None:
         """A signal came. One that comes during a reload starts another after it: what its probe has seen may be old."""
@@ -39,26 +40,20 @@ class Reload:
         self.under_way = True
         self.probing = probe()
 
-    def abandon(self) -> None:
-        """Everything is about to stop."""
-        if self.probing is not None:
-            self.probing.kill()
-        self.under_way = self._again = False
-
     def probe_ended(self, code: int) -> None:
         """The probe has ended."""
         if self.probing is None:
             return
         answer, self.probing = self.probing.answer(code), None
-        if not self.under_way:
-            return
-        if not isinstance(answer, Facts):
+        if answer == 0:
+            self._restart()
+        elif not isinstance(answer, Facts):
             log.error("not reloaded (exit code %d): generation %d stays", answer, self._workers.generation)
             self.under_way = False
-            return
-        self._before = self._workers.generation, self._facts
-        self._last += 1
-        self._change_to(self._last, answer)
+        else:
+            self._before = self._workers.generation, self._facts
+            self._last += 1
+            self._change_to(self._last, answer)
 
     def follow(self, nobody_boots: bool) -> bool:
         """See how it goes. True: another signal came meanwhile, and it is time to begin again."""
@@ -71,6 +66,7 @@ class Reload:
                 self._end()
             elif nobody_boots and not any(child.booted and child.generation == generation for child in self._workers):
                 log.error("not reloaded: no worker of generation %d starts, generation %d stays", generation, self._before[0])
+                self._workers.call_off_successors()
                 self._change_to(*self._before)
                 self._end()
         again, self._again = self._again and not self.under_way, self._again and self.under_way

@@ -9,19 +9,33 @@ from pathlib import Path
 
 from pgqueue.config import WorkSettings
 from pgqueue.supervisor.child import Child, is_stopped, tell
+from pgqueue.supervisor.workers import Workers
 
 log = logging.getLogger(__name__)
 
 LAST_WORDS = 0.5  # seconds for the stacks of one that is about to be killed
 
 
-def is_overdue(child: Child) -> bool:
-    """Has one of its jobs taken longer than it may?"""
-    child.overdue = child.slot.overdue()
-    return child.overdue is not None
+def look_after(workers: Workers, settings: WorkSettings) -> None:
+    """Kill those with a job that takes longer than it may, and those that do not get on; see who is worn out."""
+    for child in workers:
+        if child.killed:
+            continue
+        child.overdue = child.slot.overdue()
+        if child.overdue is not None:
+            log.warning("worker %s: a job has taken longer than it may: killing the worker", child.worker)
+            workers.kill(child)
+        elif why := _standstill(child, settings):
+            if _has_said_last_words(child):
+                log.warning("killing worker %s: %s", child.worker, why)
+                log_stacks(child)
+                workers.kill(child)
+        else:
+            child.condemned = None
+            _see_whether_worn_out(child, settings.max_memory)
 
 
-def standstill(child: Child, settings: WorkSettings) -> str | None:
+def _standstill(child: Child, settings: WorkSettings) -> str | None:
     """Why it does not get on; None where all is well. Waiting for the database is well, and so is a job that takes its time."""
     silent = min(child.slot.ticks.age, time.monotonic() - child.born)
     if silent > settings.hang_timeout and is_stopped(child.pid):
@@ -33,7 +47,7 @@ def standstill(child: Child, settings: WorkSettings) -> str | None:
     return f"it has no job and has not moved for {settings.hang_timeout:g} s" if silent > settings.hang_timeout else None
 
 
-def say_last_words(child: Child) -> bool:
+def _has_said_last_words(child: Child) -> bool:
     """Have it write its stacks. True when it has had the time for that."""
     if child.condemned is None:
         child.condemned = time.monotonic()
@@ -47,7 +61,7 @@ def log_stacks(child: Child) -> None:
         log.warning("stacks of worker %s:\n%s", child.worker, stacks.decode(errors="replace").strip())
 
 
-def wear_out(child: Child, most: int) -> None:
+def _see_whether_worn_out(child: Child, most: int) -> None:
     """Note a worker that needs more memory than it should."""
     if most and child.worn_out is None:
         child.memory = private_memory(child.pid)

@@ -84,6 +84,13 @@ class Workers:
                 place.successor = self._start()
                 booting += 1
 
+    def call_off_successors(self) -> None:
+        """Those that boot are not wanted any more."""
+        for place in self.places:
+            if place.successor is not None:
+                self._dismiss(place.successor)
+                place.successor = None
+
     def _wants_another(self, child: Child) -> bool:
         if child.generation != self.generation:
             return True
