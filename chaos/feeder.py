@@ -47,9 +47,9 @@ class Feeder:
                 self._enqueue()
 
     def _active(self) -> int:
-        """(As cheap as can be: the work lists are short.)"""
+        """(As cheap as can be: the work lists are short. What waits for its queue's rate does not count.)"""
         [(count,)] = self._arena.chaos.query(
-            "SELECT (SELECT count(*) FROM pgqueue.ready) + (SELECT count(*) FROM pgqueue.running)"
+            "SELECT (SELECT count(*) FROM pgqueue.ready WHERE queue <> 'even') + (SELECT count(*) FROM pgqueue.running)"
         )
         return int(count)
 

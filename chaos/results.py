@@ -137,7 +137,8 @@ class Report:
             for name, verdict in result.verdicts.items():
                 before = found.get(name, Verdict([], verdict.note, judged=False))
                 wrong = [*before.wrong, *(f"round {number}: {what}" for what in verdict.wrong)]
-                found[name] = Verdict(wrong, verdict.note if verdict.judged else before.note, before.judged or verdict.judged)
+                note = verdict.note if verdict.judged and verdict.note else before.note
+                found[name] = Verdict(wrong, note, before.judged or verdict.judged, before.seen + verdict.seen)
         return found
 
     def totals(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -29,7 +29,7 @@ from pgqueue.database import connect
 
 LIVENESS = 60.0  # seconds without any progress, when the faults have stopped: then something is stuck
 LOOK = 0.5  # seconds between two looks at what holds in every snapshot
-TEMPLATE = "chaos_template"
+TEMPLATE = "pgqueue_chaos_template"
 _LEFT = "SELECT name, state, waiting_for, count(*) FROM pgqueue.jobs WHERE finished_at IS NULL GROUP BY 1, 2, 3"
 
 
@@ -105,7 +105,7 @@ class Storm:
         while not arena.over.wait(LOOK):
             for name, check in (("invariant", invariant.check), ("ledger", ledger.check)):
                 arena.findings += [f"{name}: while it ran: {what}" for what in arena.snapshot(check)]
-                arena.looks += 1
+            arena.looks += 1
 
     def _judge(self, arena: Arena) -> Result:
         self._say(f"{self._round.name}: judging")
@@ -119,10 +119,17 @@ class Storm:
         return result
 
 
-def prepare(server: Server) -> None:
-    """The database that those of all rounds are copies of."""
+@contextmanager
+def template(server: Server) -> Iterator[None]:
+    """The database that those of all rounds are copies of, as long as the block lasts."""
     with psycopg.connect(server.dsn, autocommit=True) as conn:
         conn.execute(f"DROP DATABASE IF EXISTS {TEMPLATE} WITH (FORCE)")
-        conn.execute(f"CREATE DATABASE {TEMPLATE}")
+        conn.execute(f"CREATE DATABASE {TEMPLATE} TEMPLATE template0 ENCODING 'UTF8'")
     with connect(conninfo.make_conninfo(server.dsn, dbname=TEMPLATE), "chaos") as conn:
         migrate.migrate(conn)
+    try:
+        yield
+    finally:
+        if not server.own:
+            with psycopg.connect(server.dsn, autocommit=True) as conn:
+                conn.execute(f"DROP DATABASE {TEMPLATE} WITH (FORCE)")

@@ -16,7 +16,7 @@ from chaos.case_round import Cases
 from chaos.faults import faults
 from chaos.results import Report, Result
 from chaos.server import GivenServer, OwnServer, Server
-from chaos.storm import Storm, prepare
+from chaos.storm import Storm, template
 from chaos.verdicts import Verdict
 from chaos.wire_cuts import Cuts
 
@@ -41,7 +41,7 @@ def run(request: Request, say: Callable[[str], None]) -> Report:
     with ExitStack() as stack:
         server: Server = GivenServer(request.dsn) if request.dsn else OwnServer(request.version)
         stack.enter_context(server)
-        prepare(server)
+        stack.enter_context(template(server))
         report = Report.begun(request.plan, request.seed, server, _left_out(request.faults, server))
         deadline = time.monotonic() + minutes * 60
         number = 0

@@ -37,7 +37,8 @@ def lines(report: Report) -> Iterator[str]:
     yield ""
     for name, verdict in report.verdicts().items():
         said = f"{len(verdict.wrong)} WRONG" if verdict.wrong else "ok" if verdict.judged else "-"
-        yield f"oracle {name:<30} {said:>8}  {verdict.note}".rstrip()
+        seen = f"{verdict.seen:,} " if verdict.seen else ""
+        yield f"oracle {name:<30} {said:>8}  {seen}{verdict.note}".rstrip()
     for name, verdict in report.verdicts().items():
         for what in verdict.wrong[:20]:
             yield f"  {name}: {what}"

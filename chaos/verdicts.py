@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -36,11 +36,13 @@ FROM_INSIDE = (bank.strike.name, bank.order.name, bank.tell.name)
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one oracle. ``wrong`` is empty where all is well; ``note`` says what was judged, or why nothing was."""
+    """Of one oracle. ``wrong`` is empty where all is well; ``note`` says what was judged, or why nothing was; ``seen`` how many
+    of these."""
 
     wrong: list[str]
     note: str = ""
     judged: bool = True
+    seen: int = 0
 
 
 def verdicts(arena: Arena) -> dict[str, Verdict]:
@@ -50,7 +52,7 @@ def verdicts(arena: Arena) -> dict[str, Verdict]:
     for finding in arena.findings:
         name, _, what = finding.partition(": ")
         before = found.get(name, Verdict([]))
-        found[name] = Verdict([*before.wrong, what], before.note)
+        found[name] = replace(before, wrong=[*before.wrong, what])
     return found
 
 
@@ -64,22 +66,24 @@ def _log(arena: Arena, conn: psycopg.Connection[Any]) -> dict[str, Verdict]:
     clock = (arena.steps_of_the_clock + arena.lossy) * town.BURST
     found = {
         "atomicity": Verdict(
-            atomicity.check(log, names, town.names("transaction")), f"{sum(map(len, (c.effects for c in log))):,} effects"
+            atomicity.check(log, names, town.names("transaction")), "effects", seen=sum(len(commit.effects) for commit in log)
         ),
         "concurrency": Verdict(
             concurrency.check(log, "few", limit=town.FEW) + concurrency.check(log, "keys", per_key=1),
-            f"{len(few):,} starts, at most {town.FEW} at once",
+            f"starts, at most {town.FEW} at once",
+            seen=len(few),
         ),
         "rates": Verdict(
             rates.check([(start.stamp, start.cost) for start in even], town.PER_SECOND, 1.0, town.BURST, clock),
-            f"{len(even):,} starts, at most {town.PER_SECOND} a second",
+            f"starts, at most {town.PER_SECOND} a second",
+            seen=len(even),
         ),
     }
     if arena.lossy:  # what was committed there is in no log any more
         found["key order"] = Verdict([], "not judged: starts were lost in failovers", judged=False)
     else:
         places = dict(conn.execute(_PLACES).fetchall())
-        found["key order"] = Verdict(key_order.check(log, "keys", places), f"{len(places):,} jobs")
+        found["key order"] = Verdict(key_order.check(log, "keys", places), "jobs with a key", seen=len(places))
     return found
 
 
@@ -89,7 +93,7 @@ def _plain_steps(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     fenced = int(conn.execute("SELECT count(DISTINCT worker) FROM pgqueue.attempts WHERE kind = 'lost'").fetchone()[0])  # type: ignore[index]
     faults, pauses = arena.interrupted + fenced, arena.pauses + fenced
     wrong = plain_steps.check(conn, arena.outside, faults, pauses, AT_ONCE, servers_clock=True)
-    return Verdict(wrong, f"at most {faults} interrupted workers")
+    return Verdict(wrong, "interrupted workers at most", seen=faults)
 
 
 def _conservation(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
@@ -98,17 +102,20 @@ def _conservation(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     if arena.lossy:
         journal.acknowledged.clear()  # they were, by a server that is no more
     wrong += conservation.check(conn, journal)
-    acknowledged = len(arena.enqueued) + len(journal.acknowledged)
-    return Verdict(wrong, f"{acknowledged:,} acknowledged enqueues, {len(journal.rolled_back):,} rolled back")
+    return Verdict(wrong, "acknowledged enqueues", seen=len(arena.enqueued) + len(journal.acknowledged))
 
 
 def _ticks(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     [(count,)] = conn.execute("SELECT count(*) FROM pgqueue.tick").fetchall()
-    return Verdict(ticks.check(conn), f"{count:,} ticks")
+    return Verdict(ticks.check(conn), "ticks", seen=count)
 
 
 def _simple(check: Callable[[psycopg.Connection[Any]], list[str]]) -> Callable[[Arena, psycopg.Connection[Any]], Verdict]:
     return lambda _, conn: Verdict(check(conn))
+
+
+def _snapshots(check: Callable[[psycopg.Connection[Any]], list[str]]) -> Callable[[Arena, psycopg.Connection[Any]], Verdict]:
+    return lambda arena, conn: Verdict(check(conn), "looks, most of them while it ran", seen=arena.looks + 1)
 
 
 def _nothing(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
@@ -119,19 +126,19 @@ def _nothing(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
 def _prefix(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     if not arena.lossy:
         return Verdict([], "no failover in this round", judged=False)
-    return Verdict([], f"{arena.lossy} failovers lost {sum(arena.lost_commits)} commits")
+    return Verdict([], "failovers that lost commits", seen=arena.lossy)
 
 
 JUDGES: dict[str, Callable[[Arena, psycopg.Connection[Any]], Verdict]] = {
     "effects": _simple(effects.check),
-    "ledger": _simple(ledger.check),
+    "ledger": _snapshots(ledger.check),
     "conservation": _conservation,
     "claim history": _simple(claim_history.check),
-    "invariant": _simple(invariant.check),
+    "invariant": _snapshots(invariant.check),
     "plain steps": _plain_steps,
     "ticks": _ticks,
     "expectations": lambda arena, conn: Verdict(
-        expectations.check(conn, arena.specimens, arena.cancelled), f"{len(arena.specimens)} bad jobs"
+        expectations.check(conn, arena.specimens, arena.cancelled), "bad jobs", seen=len(arena.specimens)
     ),
     "prefix": _prefix,
     "liveness": _nothing,

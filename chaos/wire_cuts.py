@@ -124,10 +124,11 @@ class Cuts:
             result.verdicts["wire"] = Verdict([], "not judged: the proxy talks to servers of the suite", judged=False)
             return result
         began = time.time()
-        with ExitStack() as stack, ThreadPoolExecutor(AT_ONCE) as pool:
-            places = [Place(self._server, self._directory / f"place-{number}", stack) for number in range(AT_ONCE)]
+        hosts = AT_ONCE if self._round.sample == 0 or self._round.sample > 10 * AT_ONCE else 1
+        with ExitStack() as stack, ThreadPoolExecutor(hosts) as pool:
+            places = [Place(self._server, self._directory / f"place-{number}", stack) for number in range(hosts)]
             cases = self._cases(places[0].record())
-            shares = [(place, cases[number::AT_ONCE]) for number, place in enumerate(places)]
+            shares = [(place, cases[number::hosts]) for number, place in enumerate(places)]
             list(pool.map(lambda share: share[0].cut(share[1], lambda: self._tell(len(cases))), shares))
             judged = [place.judge() for place in places]
             result.step_commits = sum(place.steps() for place in places)

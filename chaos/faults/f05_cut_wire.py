@@ -7,6 +7,7 @@ import random
 import time
 
 from chaos.arena import Arena
+from chaos.faults import OWN_SERVER
 from chaos.wire import MODES
 
 BROKEN = """A connection of the host that works through the proxy is broken at a random message: dropped before it arrives,
@@ -14,7 +15,7 @@ closed or reset behind it, silent for a second, or late."""
 EXPECTED = "As the position dictates: run again if the commit had not arrived, replayed if it had. Never charged to the job."
 SEEN_BY = ("effects", "atomicity", "ledger", "plain steps", "expectations")
 LANE = "wire"
-NEEDS = ()
+NEEDS = (OWN_SERVER,)  # the proxy knows the way to its socket
 
 
 def inject(arena: Arena, chance: random.Random) -> str | None:

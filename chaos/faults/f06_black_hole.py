@@ -6,6 +6,7 @@ import random
 import time
 
 from chaos.arena import Arena
+from chaos.faults import OWN_SERVER
 
 BROKEN = """Between one host and the server nothing passes any more for some seconds, longer than its lease: no request, or no
 answer, or neither; nobody is told, and then all that was held back arrives at once."""
@@ -13,6 +14,7 @@ EXPECTED = """The host's jobs go to another one when its lease is over. What arr
 bound of a connection that never comes back is the operating system's keepalive, which a proxy cannot take away.)"""
 SEEN_BY = ("effects", "atomicity", "claim history", "expectations", "liveness")
 LANE = "wire"
+NEEDS = (OWN_SERVER,)  # the proxy knows the way to its socket
 
 
 def inject(arena: Arena, chance: random.Random) -> str | None:

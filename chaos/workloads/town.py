@@ -18,7 +18,7 @@ from pgqueue import Queue, Rate, gather, sleep, wait_event
 from pgqueue.database import run
 
 #: The limits that the oracles hold claims to.
-FEW, PER_SECOND, BURST = 3, 40, 5
+FEW, PER_SECOND, BURST = 3, 4, 2
 
 #: A queue for each workload, so that none waits behind another one's limits.
 app.queues.update({

@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -87,6 +89,7 @@ def _run(as_json: bool, directory: Path | None, **wanted: Any) -> int:
     place.mkdir(parents=True, exist_ok=True)
     say = _teller(as_json)
     say(f"seed {wanted['seed']}")
+    signal.signal(signal.SIGTERM, _leave)
     report = suite.run(suite.Request(directory=place, **wanted), say)
     say("")
     (place / "report.html").write_text(pictures.page(report))
@@ -100,6 +103,12 @@ def _run(as_json: bool, directory: Path | None, **wanted: Any) -> int:
         again = f"pgqueue chaos replay {wanted['seed']} --plan {wanted['plan']}"
         click.echo(f"pgqueue: promises were broken; events and logs are in {place}; again: {again}", err=True)
     return Exit.OK if report.good else Exit.FAILED
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """As after Ctrl-C: kill what was started, drop the databases."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _teller(quiet: bool) -> Callable[[str], None]:
