@@ -236,6 +236,19 @@ def test_a_session_holds_the_horizon(dsn: str, conn: psycopg.Connection[Any]) ->
         assert f"pg_terminate_backend({other.info.backend_pid})" in finding.advice
 
 
+def test_a_session_of_another_database_holds_nothing_of_ours(dsn: str, empty_dsn: str, conn: psycopg.Connection[Any]) -> None:
+    age = "SELECT value FROM pgqueue.metrics() WHERE metric = 'pgqueue_xmin_horizon_age_seconds'"
+    with psycopg.connect(empty_dsn) as other:
+        other.execute("SET default_transaction_isolation = 'repeatable read'")
+        other.commit()
+        other.execute("SELECT 1")
+        later(conn, "2 hours")
+        assert not any(f.check == "horizon" for f in findings(dsn))
+        value = conn.execute(age).fetchone()
+        assert value is not None
+        assert value[0] < 3600
+
+
 def test_connections(dsn: str, conn: psycopg.Connection[Any]) -> None:
     with role(dsn, "LOGIN SUPERUSER CONNECTION LIMIT 4") as name:
         found(as_role(dsn, name), "connections", "warning", "of 4 connections of this role are in use")

@@ -21,7 +21,8 @@ BEGIN
     RETURN QUERY
     SELECT v.metric, ARRAY[q.name], v.value
       FROM pgqueue.queue q
-      LEFT JOIN (SELECT r.queue, min(r.started_at) AS oldest, sum(r.cost) FILTER (WHERE r.limited = r.queue) AS used
+      LEFT JOIN (SELECT r.queue, min(r.started_at) AS oldest,
+                        coalesce(sum(r.cost) FILTER (WHERE r.limited = r.queue), 0) + count(*) FILTER (WHERE r.limited IS NULL) AS used
                    FROM pgqueue.running r GROUP BY r.queue) r ON r.queue = q.name
      CROSS JOIN LATERAL (VALUES
             ('pgqueue_queue_oldest_running_seconds', greatest(0, coalesce(extract(epoch FROM moment - r.oldest), 0))::float8),
@@ -49,8 +50,11 @@ BEGIN
      WHERE c.relnamespace = 'pgqueue'::regnamespace AND c.relkind = 'r';
     RETURN QUERY
     SELECT 'pgqueue_xmin_horizon_age_seconds', '{}'::text[], greatest(0, extract(epoch FROM moment - min(o.began)))::float8
-      FROM (SELECT a.xact_start AS began FROM pg_stat_activity a WHERE a.backend_xmin IS NOT NULL AND a.pid <> pg_backend_pid()
-             UNION ALL SELECT p.prepared FROM pg_prepared_xacts p UNION ALL SELECT moment) o;
+      FROM (SELECT a.xact_start AS began FROM pg_stat_activity a
+             WHERE a.backend_xmin IS NOT NULL AND a.pid <> pg_backend_pid()
+               AND (a.datname = current_database() OR a.backend_type = 'walsender')     -- other databases keep nothing of ours
+             UNION ALL SELECT p.prepared FROM pg_prepared_xacts p WHERE p.database = current_database()
+             UNION ALL SELECT moment) o;
     RETURN QUERY
     SELECT 'pgqueue_conflicts_total', '{}'::text[], CASE WHEN c.is_called THEN c.last_value ELSE 0 END::float8 FROM pgqueue.conflict c;
 END
