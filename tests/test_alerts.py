@@ -271,6 +271,7 @@ def test_promtool_reads_the_rules_and_the_queries_of_the_board(tmp_path: Path) -
 
 
 @pytest.mark.deploy
+@pytest.mark.timeout(600)
 def test_what_a_real_supervisor_shows_makes_the_alerts_fire(
     counted_db: psycopg.Connection[Any],  # noqa: F811
     workers: Workers,
@@ -327,23 +328,23 @@ def fired(promtool: str, before: Samples, after: Samples, home: Path) -> set[str
             grown = value - before.get((name, labels), 0) if kinds[name] == "counter" and name != "pgqueue_conflicts_total" else 0
             shown = ", ".join(f'{label}="{text}"' for label, text in (*labels, ("instance", "a")))
             series.append({"series": f"{name}{{{shown}}}", "values": f"{value}+{grown}x100"})
-    firing = set()
-    for rule in rules():
-        test = {
-            "rule_files": [str(RULES)],
-            "evaluation_interval": "1m",
-            "tests": [{
-                "interval": "1m",
-                "input_series": series,
-                "promql_expr_test": [{
-                    "expr": f'count(ALERTS{{alertname="{rule["alert"]}", alertstate="firing"}}) > bool 0',
-                    "eval_time": "90m", "exp_samples": [{"labels": "{}", "value": 1}],
-                }],
-            }],
-        }  # fmt: skip
-        (home / "real.yml").write_text(yaml.safe_dump(test))
-        done = subprocess.run([promtool, "test", "rules", str(home / "real.yml")], capture_output=True, text=True, check=False)
-        assert "parse error" not in done.stdout + done.stderr, done.stdout + done.stderr
-        if done.returncode == 0:
-            firing.add(rule["alert"])
-    return firing
+    alerts = {rule["alert"] for rule in rules()}
+    questions = [
+        {
+            "expr": f'count(ALERTS{{alertname="{alert}", alertstate="firing"}}) > bool 0',
+            "eval_time": "90m",
+            "exp_samples": [{"labels": "{}", "value": 1}],
+        }
+        for alert in sorted(alerts)
+    ]
+    test = {
+        "rule_files": [str(RULES)],
+        "evaluation_interval": "1m",
+        "tests": [{"interval": "1m", "input_series": series, "promql_expr_test": questions}],
+    }
+    (home / "real.yml").write_text(yaml.safe_dump(test))
+    done = subprocess.run([promtool, "test", "rules", str(home / "real.yml")], capture_output=True, text=True, check=False)
+    silent = set(re.findall(r"Pgqueue\w+", done.stdout + done.stderr))
+    assert silent <= alerts
+    assert done.returncode == 0 or silent, done.stdout + done.stderr
+    return alerts - silent
