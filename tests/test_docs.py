@@ -15,7 +15,6 @@ A block of any other kind is an error, so nothing is skipped in silence.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import doctest
 import importlib
@@ -411,17 +410,6 @@ def test_architecture_shows_the_floors() -> None:
     rows = table(section(DOCS / "architecture.md", "Floors"))
     assert {row[0]: code(row[1]) for row in rows} == test_architecture.FLOORS
     assert [row[0] for row in rows] == list(test_architecture.FLOORS), "in the same order"
-
-
-def test_tests_that_the_guarantees_name_exist() -> None:
-    text = (DOCS / "guarantees.md").read_text()
-    named = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", text)
-    assert named
-    for file, test in named:
-        assert (ROOT / file).exists(), f"guarantees.md names {file}"
-        if test:
-            tree = ast.parse((ROOT / file).read_text())
-            assert test in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)], f"{file}::{test}"
 
 
 # ------------------------------------------------------------------------------------------------------- the references
