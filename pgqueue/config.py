@@ -216,6 +216,9 @@ class WorkSettings:
 
     target: str  # module:app
     dsn: str | None = field(default=None, repr=False, metadata={"setting": (Kind(), None, "The database.", ())})
+    listen_dsn: str | None = field(
+        default=None, repr=False, metadata={"setting": (Kind(), None, "Where to listen, if the database is behind a pooler.", ())}
+    )
     workers: int = setting(0, WholeOrAuto(1, 512), "Worker processes; auto: as many as processors are ours.", "-w")
     threads: int = setting(1, Whole(1, 64), "def jobs of each worker at once.")
     concurrency: int = setting(100, Whole(1, 500), "async def jobs of each worker at once.")

@@ -116,12 +116,35 @@ def _unreachable(dsn: str) -> Iterator[None]:
 def _configure(conn: psycopg.Connection[Any]) -> None:
     """Ids are texts with us: cheaper than objects, and what people read. Verbs run at their level, whatever the default is."""
     conn.adapters.register_loader("uuid", TextLoader)
-    run(conn, protocol.read_committed())
+    if not _is_ours(conn, *run(conn, protocol.session(conn.info.backend_pid))):
+        run(conn, protocol.read_committed())
 
 
 async def _configure_async(conn: psycopg.AsyncConnection[Any]) -> None:
     conn.adapters.register_loader("uuid", TextLoader)
-    await run_async(conn, protocol.read_committed())
+    if not _is_ours(conn, *await run_async(conn, protocol.session(conn.info.backend_pid))):
+        await run_async(conn, protocol.read_committed())
+
+
+def _is_ours(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], direct: bool, read_committed: bool) -> bool:
+    """Note what was found out of the session. Can it be used as it is?
+
+    Behind a pooler the session is lent for one transaction. So nothing may be left in it: no prepared statements, which older
+    ones cannot do, and no settings."""
+    if not direct:
+        conn.prepare_threshold = None
+        conn.__dict__["pgqueue_pooled"] = True
+        if not read_committed:
+            raise Configuration(
+                "behind a connection pooler the sessions have to begin at READ COMMITTED: "
+                "ALTER ROLE ... SET default_transaction_isolation = 'read committed', for the role that connects"
+            )
+    return read_committed
+
+
+def is_pooled(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Does one of our connections lead to a pooler, and not to a session of its own?"""
+    return bool(conn.__dict__.get("pgqueue_pooled"))
 
 
 def secrets_of(dsn: str) -> list[str]:

@@ -6,6 +6,9 @@ made belongs to the owner of the schema, whoever migrates. A database has the ro
 
 from __future__ import annotations
 
+import logging
+import random
+import time
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -13,9 +16,11 @@ from typing import Any
 import psycopg
 
 from pgqueue.database import check_schema
-from pgqueue.errors import NotPermitted
+from pgqueue.errors import NotPermitted, PgQueueError
 
+log = logging.getLogger(__name__)
 LOCK = 0x7067_7175_6575_65  # "pgqueue"
+LOCK_TIMEOUT = "2s"
 
 
 def _files(folder: str) -> list[Traversable]:
@@ -46,32 +51,73 @@ _RECORD = "INSERT INTO pgqueue.migration (number, name) VALUES ({number}, '{name
 _FIRST = ("clock.sql", "clock_bound.sql")  # table files and views may use these
 
 
-def migrate(conn: psycopg.Connection[Any], roles: bool = False) -> list[int]:
+def migrate(conn: psycopg.Connection[Any], roles: bool = False, patience: float = 300.0) -> list[int]:
     """Bring the schema up to date. Returns the numbers of the table files that were applied now.
 
     ``roles``: make the four roles too. Once made, they get their grants with every migration. NotPermitted says what is missing.
+
+    A change of a table waits for the transactions that use it, and whoever comes later waits behind it. So each try gives up
+    soon, and lets the others go on before the next; for so many seconds (``patience``), then that is an error.
     """
-    doing = "begin"
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return _try(conn, roles)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled, psycopg.errors.DeadlockDetected) as error:
+            if time.monotonic() > deadline:
+                raise PgQueueError(
+                    f"the schema could not be migrated in {patience:g} s: others hold locks ({error.diag.message_primary}), and "
+                    "nothing was changed. Look for long transactions in pg_stat_activity, and try again"
+                ) from None
+            log.warning("others hold locks (%s): trying again", error.diag.message_primary)
+            time.sleep(random.uniform(1, 2))  # noqa: S311 -- no secret
+
+
+def _try(conn: psycopg.Connection[Any], roles: bool) -> list[int]:
+    with conn.transaction():
+        conn.execute("SET LOCAL check_function_bodies = off")  # functions call each other, in the order of their names
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+        conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+        conn.execute("SET LOCAL client_connection_check_interval = '1s'")  # if we are killed, our locks go at once
+        if roles:
+            _lock(conn)
+            _execute(conn, "roles.sql", _text("roles.sql"))
+        _execute(conn, "owner", _AS_OWNER)
+        applied = frozenset(_applied(conn))
+        if applied and pending(conn):
+            _lock(conn)
+        for name, sql in script(applied):
+            _execute(conn, name, sql)
+        if roles or conn.execute(_HAS_ROLES).fetchone() == (True,):
+            conn.execute(_text("grants.sql"))
+        return sorted(set(_applied(conn)) - applied)
+
+
+def _lock(conn: psycopg.Connection[Any]) -> None:
+    """Take every table and view for ourselves before any of them is changed, or give up before the server looks for a deadlock:
+    it would let a producer or a worker fail, as likely as this one."""
+    names = [row[0] for row in conn.execute(_RELATIONS)]
+    if names:
+        conn.execute(_HURRY)
+        conn.execute("LOCK TABLE " + ", ".join(names) + " IN ACCESS EXCLUSIVE MODE")
+        conn.execute("SET LOCAL statement_timeout = 0")
+
+
+def _execute(conn: psycopg.Connection[Any], name: str, sql: str) -> None:
     try:
-        with conn.transaction():
-            conn.execute("SET LOCAL check_function_bodies = off")  # functions call each other, in the order of their names
-            conn.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-            if roles:
-                doing = "roles.sql"
-                conn.execute(_text(doing))
-            doing = "owner"
-            conn.execute(_AS_OWNER)
-            applied = frozenset(_applied(conn))
-            for name, sql in script(applied):
-                doing = name
-                conn.execute(sql)
-            if roles or conn.execute(_HAS_ROLES).fetchone() == (True,):
-                conn.execute(_text("grants.sql"))
-            return sorted(set(_applied(conn)) - applied)
+        conn.execute(sql)
     except psycopg.errors.InsufficientPrivilege as error:
-        raise NotPermitted(f"{error.diag.message_primary}: {_ADVICE.get(doing, 'the schema belongs to another role')}") from None
+        raise NotPermitted(f"{error.diag.message_primary}: {_ADVICE.get(name, 'the schema belongs to another role')}") from None
 
 
+_RELATIONS = (
+    "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+    " WHERE n.nspname = 'pgqueue' AND c.relkind IN ('r', 'v') ORDER BY c.relkind DESC, c.relname"
+)
+_HURRY = (
+    "SELECT set_config('statement_timeout', least(2000, ceil(800 * seconds))::text, true)"
+    " FROM extract(epoch FROM current_setting('deadlock_timeout')::interval) AS seconds"
+)
 _HAS_ROLES = (
     "SELECT coalesce(bool_or(has_schema_privilege(to_regrole('pgqueue_worker'), n.oid, 'USAGE')), false)"
     " FROM pg_namespace n WHERE n.nspname = 'pgqueue'"

@@ -95,6 +95,21 @@ def prune_ticks(seconds: float, amount: int) -> Call[int]:
     return Call("SELECT pgqueue.prune_ticks(make_interval(secs => %s), %s)", (seconds, amount), _first)
 
 
+def prune_due(amount: int) -> Call[tuple[int, float]]:
+    """(how many jobs, events or ticks went, seconds until it makes sense to come again)."""
+    return Call("SELECT pruned, next_look FROM pgqueue.prune_due(%s)", (amount,), lambda rows: (rows[0][0], rows[0][1]))
+
+
+def retain(queue: str, what: str, seconds: float | None) -> Call[None]:
+    """``queue``: empty for all; ``what``: an outcome, events or ticks; ``seconds``: None takes a queue's word back."""
+    return Call("SELECT pgqueue.retain(%s, %s, %s::float8)", (queue, what, seconds), _nothing)
+
+
+def retentions() -> Call[Rows]:
+    """Rows of (queue, what, seconds); queue empty: of all that say nothing else."""
+    return Call("SELECT queue, what, seconds FROM pgqueue.retentions ORDER BY queue, what", (), _rows)
+
+
 def register_app(queues: str, workflows: str, app: str | None = None, schedules: str | None = None) -> Call[None]:
     """JSON arrays of objects. Without ``app`` and ``schedules`` nothing is said of schedules."""
     return Call("SELECT pgqueue.register_app(%s::json, %s::json, %s, %s::json)", (queues, workflows, app, schedules), _nothing)
@@ -479,8 +494,25 @@ def progress(job: str) -> Call[tuple[Any, ...] | None]:
     )
 
 
+def session(pid: int) -> Call[tuple[bool, bool]]:
+    """(is the session that of the process ``pid``, does it begin transactions at READ COMMITTED). One that is not ours alone, but
+    lent by a pooler, loses the name of a worker that the pooler may have given it: sessions of dead workers are found by that."""
+    return Call(
+        "SELECT pid = %s::integer, current_setting('default_transaction_isolation') = 'read committed',"
+        " CASE WHEN pid <> %s::integer THEN set_config('application_name', 'pgqueue', false) END FROM pg_backend_pid() AS pid",
+        (pid, pid),
+        lambda rows: (rows[0][0], rows[0][1]),
+    )
+
+
 def backend_pid() -> Call[int]:
+    """The process that serves this session."""
     return Call("SELECT pg_backend_pid()", (), _first)
+
+
+def name_transaction(name: str) -> Call[Any]:
+    """Until its end the session has this name."""
+    return Call("SELECT set_config('application_name', %s, true)", (name,), _first)
 
 
 def job_value(job: str) -> Call[tuple[Any, ...] | None]:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -20,6 +21,7 @@ import psycopg
 from pgqueue import protocol
 from pgqueue.database import connect, run
 from pgqueue.errors import PgQueueError
+from pgqueue.listening import Listener
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +75,9 @@ class Results:
     def _serve(self, called: int) -> None:
         try:
             with connect(self._dsn, "pgqueue:results") as conn:
-                conn.execute("LISTEN pgqueue_results")
-                self._listen(conn, called)
+                listen_dsn = os.environ.get("PGQUEUE_LISTEN_DSN")
+                with closing(Listener(conn, listen_dsn, "pgqueue:results", "pgqueue_results")) as listener:
+                    self._listen(conn, listener, called)
         except (psycopg.Error, PgQueueError) as error:
             log.warning("waiting for results goes on without its connection: %s", error)
             time.sleep(LOOK)
@@ -87,8 +90,7 @@ class Results:
                 left = list(self._waiters)
             self._tell(left)
 
-    def _listen(self, conn: psycopg.Connection[Any], called: int) -> None:
-        deaf = run(conn, protocol.backend_pid()) != conn.info.backend_pid  # behind a pooler
+    def _listen(self, conn: psycopg.Connection[Any], listener: Listener, called: int) -> None:
         look_at = alone_since = time.monotonic()
         while True:
             now = time.monotonic()
@@ -100,13 +102,13 @@ class Results:
                 elif now > alone_since + LINGER:
                     return
             if now >= look_at:
-                look_at = now + (LOOK_DEAF if deaf else LOOK)
+                look_at = now + (LOOK_DEAF if listener.deaf else LOOK)
             self._look(conn, everyone or fresh)
-            if named := [notice.payload for notice in conn.notifies(timeout=0)]:
+            if named := [notice.payload for notice in listener.heard()]:
                 self._tell(payload[i : i + 36] for payload in named for i in range(0, len(payload), 36))
                 continue
             patience = max(0.0, look_at - time.monotonic())
-            if called in select.select([conn.fileno(), called], [], [], patience)[0] and b"!" in os.read(called, 4096):
+            if called in select.select([*listener.filenos(), called], [], [], patience)[0] and b"!" in os.read(called, 4096):
                 return
 
     def _look(self, conn: psycopg.Connection[Any], jobs: Sequence[str]) -> None:

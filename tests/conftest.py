@@ -16,8 +16,9 @@ from pgqueue import migrate
 from pgqueue.database import connect, run
 from pgqueue.embedded import Embedded
 from tests.apps import bank
+from tests.pooler import Pooler, program
 from tests.shop import Shop
-from tests.support import Server, Workers, database_of
+from tests.support import Server, Way, Workers, as_roles, database_of
 
 #: The server that the tests crash and restart, and what makes that quick without making it untrue.
 SETTINGS = {
@@ -60,11 +61,40 @@ def template(server: Server) -> str:
 _count = 0
 
 
+@pytest.fixture(scope="session")
+def pooler(server: Server) -> Iterator[Pooler]:
+    """A PgBouncer in front of the server. Where there is none to be had the test is skipped, and says so."""
+    if program() is None:
+        pytest.skip("there is no PgBouncer here (apt install pgbouncer): NOT TESTED behind a connection pooler")
+    pooler = Pooler(server.dsn)
+    yield pooler
+    pooler.stop()
+
+
+@pytest.fixture(scope="session")
+def way(server: Server, template: str, request: pytest.FixtureRequest) -> Way:
+    """How the programs under test reach their database. PGQUEUE_TEST_WAY says otherwise than as it is."""
+    how = os.environ.get("PGQUEUE_TEST_WAY", "direct")
+    if how == "pgbouncer":
+        pooler: Pooler = request.getfixturevalue("pooler")
+        return Way(pooler.dsn, pooler.dsn)
+    if how == "roles":
+        return as_roles(database_of(server.dsn, template))
+    assert how == "direct", f"PGQUEUE_TEST_WAY={how!r} is neither direct, pgbouncer nor roles"
+    return Way()
+
+
 @pytest.fixture
-def dsn(server: Server, template: str) -> Iterator[str]:
-    """A fresh database with the schema installed."""
+def direct_dsn(server: Server, template: str, way: Way) -> Iterator[str]:
+    """A fresh database with the schema installed, as its owner and without anything in between."""
     with fresh_database(server, f"TEMPLATE {template}") as dsn:
         yield dsn
+
+
+@pytest.fixture
+def dsn(direct_dsn: str, way: Way) -> str:
+    """The same, as workers reach it."""
+    return way.worker(direct_dsn)
 
 
 @pytest.fixture
@@ -88,9 +118,9 @@ def fresh_database(server: Server, how: str = "") -> Iterator[str]:
 
 
 @pytest.fixture
-def conn(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+def conn(direct_dsn: str) -> Iterator[psycopg.Connection[Any]]:
     """An autocommit connection to the fresh database."""
-    with connect(dsn, "tests") as conn:
+    with connect(direct_dsn, "tests") as conn:
         yield conn
 
 
@@ -111,9 +141,9 @@ def bank_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def bank_db(
-    dsn: str, conn: psycopg.Connection[Any], bank_file: Path, monkeypatch: pytest.MonkeyPatch
+    direct_dsn: str, way: Way, conn: psycopg.Connection[Any], bank_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[psycopg.Connection[Any]]:
-    monkeypatch.setenv("PGQUEUE_DSN", dsn)
+    monkeypatch.setenv("PGQUEUE_DSN", way.producer(direct_dsn))
     conn.execute(bank.TABLES)  # type: ignore[arg-type]
     run(conn, bank.app.registration())
     yield conn

@@ -11,13 +11,14 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import conninfo
 
-from pgqueue import App, protocol
+from pgqueue import App, migrate, protocol
 from pgqueue.colour import blocking
 from pgqueue.database import connect, run
 from pgqueue.embedded import Embedded
@@ -53,6 +54,42 @@ class Server:
 
     dsn: str
     embedded: Embedded | None
+
+
+def _as_it_is(dsn: str) -> str:
+    return dsn
+
+
+@dataclass
+class Way:
+    """How programs reach the database of a test: the DSN of its owner becomes theirs."""
+
+    worker: Callable[[str], str] = _as_it_is
+    producer: Callable[[str], str] = _as_it_is
+
+
+def as_roles(template: str) -> Way:
+    """As two logins that have no rights but those of their roles; the tables of the tests are the worker's too. To be made in the
+    database that the others are copies of."""
+    logins = {kind: f"tests_{kind}" for kind in ("producer", "worker")}
+    with connect(template, "tests") as conn:
+        migrate.migrate(conn, roles=True)
+        for kind, login in logins.items():
+            if conn.execute("SELECT to_regrole(%s) IS NULL", (login,)).fetchone() == (True,):
+                conn.execute(f"CREATE ROLE {login} LOGIN PASSWORD 'secret'")  # type: ignore[arg-type]
+            run(conn, protocol.grant_role(kind, login))
+        conn.execute("GRANT pgqueue_reader TO tests_producer")  # and what job.result() needs: see docs/operations.md
+        conn.execute("GRANT SELECT ON pgqueue.job_values, pgqueue.steps, pgqueue.attempts TO tests_producer")
+        conn.execute("GRANT EXECUTE ON FUNCTION pgqueue.awaited TO tests_producer")
+        conn.execute("GRANT UPDATE ON SEQUENCE pgqueue.results_until TO tests_producer")
+        conn.execute("GRANT CREATE ON SCHEMA public TO tests_worker")
+        conn.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO tests_worker")
+        conn.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO tests_worker")
+    return Way(*(partial(_log_in, login) for login in (logins["worker"], logins["producer"])))
+
+
+def _log_in(user: str, dsn: str) -> str:
+    return conninfo.make_conninfo(dsn, user=user, password="secret")
 
 
 class Work:

@@ -30,7 +30,7 @@ FLOORS = {
         "results",
     ],
     "protocol": ["protocol"],
-    "database": ["database", "migrate"],
+    "database": ["database", "migrate", "listening"],
     "words": [
         "model",
         "errors",

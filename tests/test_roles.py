@@ -42,8 +42,7 @@ READABLE = {
     "beats",
     "ticks",
     "violations",
-    "migration",
-}  # and some columns of schedules
+    "migration", "retentions"}  # and some columns of schedules
 #: Where inputs, results, errors and values are.
 PAYLOADS = {"input", "result", "error", "policy", "value", "note", "context"}
 ROLES = ("producer", "worker", "reader")

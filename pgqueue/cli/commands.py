@@ -18,6 +18,7 @@ from pgqueue.cli.doctor import doctor_command
 from pgqueue.cli.options import ask, dsn_for, dsn_option, json_option, setting_options, typed
 from pgqueue.cli.output import one_line_errors, show, show_json, until_nobody_reads
 from pgqueue.cli.probes import exporter, health
+from pgqueue.cli.retention import retention
 from pgqueue.cli.schedules import schedules
 from pgqueue.cli.show import show_command
 from pgqueue.cli.top import top
@@ -151,7 +152,7 @@ def status(as_json: bool, dsn: str | None) -> None:
 for command in (
     jobs.enqueue, jobs.event, jobs.send, jobs.jobs, show_command, repair.cancel, repair.requeue, repair.rerun, repair.prune,
     queues.queues, queues.limit, queues.pause, queues.resume, schedules, config_command, doctor_command, health, top, exporter,
-    bench_command,
+    bench_command, retention,
     chaos, local.demo, local.dev,
 ):  # fmt: skip
     cli.add_command(command)

@@ -35,7 +35,7 @@ def config_command(target: str | None, as_json: bool, dsn: str | None) -> None:
 
 
 def _plain(name: str, value: Any) -> Any:
-    return masked(value) if name == "dsn" and value else SETTINGS[name].kind.plain(value)
+    return masked(value) if name.endswith("dsn") and value else SETTINGS[name].kind.plain(value)
 
 
 def _text(name: str, value: Value) -> str:

@@ -51,7 +51,7 @@ def setting_options(command: F) -> F:
     for setting in reversed(SETTINGS.values()):
         if setting.name != "dsn":
             flag = isinstance(setting.kind, Flag)
-            default = setting.kind.text(setting.default)
+            default = None if setting.default is None else setting.kind.text(setting.default)
             command = click.option(
                 setting.option, *setting.short, help=setting.says, is_flag=flag, default=False if flag else default or None,
                 show_default=bool(default) and not flag, type=None if flag else Read(setting.kind),

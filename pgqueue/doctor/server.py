@@ -93,8 +93,8 @@ def pooler(case: Case) -> Iterator[Finding]:
     if shared:
         yield warning(
             "pooler",
-            "there is a pooler that shares sessions between clients (transaction or statement mode)",
-            "connect workers directly or through a pool in session mode: LISTEN, which wakes idle workers, is lost here",
+            "there is a pooler that shares sessions between clients (transaction mode)",
+            "workers poll, because they cannot listen there; PGQUEUE_LISTEN_DSN may name the server itself",
         )
     else:
         yield note(

@@ -10,6 +10,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from pgqueue.housekeeper.exposition import Exposition, Health
 from pgqueue.housekeeper.heartbeat import Heartbeat
 from pgqueue.housekeeper.leases import Leases
 from pgqueue.housekeeper.ticks import tick_due
+from pgqueue.listening import Listener
 from pgqueue.logs import count_dropped, hide
 from pgqueue.metrics import DB_ERRORS, RECOVERY
 from pgqueue.slots import Phase, Slot, Slots
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 EARLY = 0.04  # seconds; claims look 50 ms ahead
 SELDOM = 30.0  # seconds until a duty is done though nobody has seen a reason for it
 PROMOTE_AT_ONCE = WAKE_AT_ONCE = 5000
+PRUNE_AT_ONCE = 500
 
 
 class Housekeeper:
@@ -63,6 +66,7 @@ class Housekeeper:
         self._deaths: dict[str, Death] = {}  # told by the supervisor, still to be dealt with
         self._due: dict[Callable[[psycopg.Connection[Any]], float], float] = {}  # duty -> when
         self._listening = False
+        self._lively_until = 0.0  # there is, or was a moment ago, something to do
         self._looked_to: str | None = None  # how far the look at all waiting jobs has come
         self._answered: dict[int, float] = {}  # tokens of claims on their way, and when we first saw them
         self._meter = slots.meter()
@@ -80,10 +84,9 @@ class Housekeeper:
         while True:
             self._slots.housekeeper.ask()
             try:
-                with database.connect(self._dsn, self._name) as conn:
+                with database.connect(self._dsn, self._name) as conn, closing(self._listen(conn)) as self._listener:
                     tries = 0
                     self._health.schema_fits = database.schema_fits(conn)
-                    conn.execute("LISTEN pgqueue; LISTEN pgqueue_wake")
                     self._plan()
                     recovery.fence_vanished(conn, self._slots.workers())
                     self._keep_house(conn)
@@ -96,6 +99,12 @@ class Housekeeper:
                     self._kill_orphans()  # the jobs are reaped by others, when the lease is over
                     return 0
 
+    def _listen(self, conn: psycopg.Connection[Any]) -> Listener:
+        listener = Listener(conn, self._settings.listen_dsn, self._name, "pgqueue", "pgqueue_wake")
+        if listener.deaf:
+            log.info("behind a connection pooler nothing is heard: polling (PGQUEUE_LISTEN_DSN may name the server itself)")
+        return listener
+
     def _plan(self) -> None:
         duties = (
             self._look,
@@ -106,6 +115,7 @@ class Housekeeper:
             self._wake,
             self._end_cancelled,
             self._reconcile,
+            self._prune,
             self._free_hostages,
         )
         self._due = dict.fromkeys(duties, 0.0)
@@ -143,13 +153,13 @@ class Housekeeper:
         patience = max(0.0, min(self._due.values()) - time.monotonic())
         if not self._listening:
             patience = min(patience, 0.1)  # workers may go idle any moment, and shared memory does not call
-        readable, _, _ = select.select([conn.fileno(), self._supervisor.fileno(), self._life], [], [], patience)
+        readable, _, _ = select.select([*self._listener.filenos(), self._supervisor.fileno(), self._life], [], [], patience)
         if self._life in readable:
             return True
         if self._supervisor.fileno() in readable:
             self._hear()
-        if conn.fileno() in readable:
-            channels = {notice.channel for notice in conn.notifies(timeout=0)}
+        if set(self._listener.filenos()) & set(readable) or self._listener.deaf:
+            channels = {notice.channel for notice in self._listener.heard()}
             if "pgqueue" in channels:
                 self._wake_idle()
                 self._due[self._promote] = 0.0  # something may be due before our next look
@@ -192,11 +202,18 @@ class Housekeeper:
         return [slot for slot in self._slots.used() if slot.phase == Phase.IDLE]
 
     def _wake_idle(self) -> None:
+        self._lively_until = time.monotonic() + 2
         for slot in self._idle():
             try:
                 os.write(self._wakes[slot.index], b".")
             except BlockingIOError:
                 pass  # it has been woken already
+
+    def _rest(self) -> float:
+        """Seconds until the next look at what a notification would tell. Where nothing is heard, less while there is work."""
+        if any(slot.started for slot in self._slots.used()):
+            self._lively_until = time.monotonic() + 2
+        return 0.1 if self._listener.deaf and time.monotonic() < self._lively_until else 1.0
 
     # ------------------------------------------------------- duties: each returns the seconds until the next time
 
@@ -239,6 +256,15 @@ class Housekeeper:
             self._say("cancelled", worker)
         return 0.0 if run(conn, protocol.cancel_waiting()) else SELDOM
 
+    def _prune(self, conn: psycopg.Connection[Any]) -> float:
+        """The next step of the walk over what has ended. Never more than half of our time."""
+        began = time.monotonic()
+        try:
+            _, next_look = run(conn, protocol.prune_due(PRUNE_AT_ONCE))
+        except psycopg.errors.LockNotAvailable:
+            return 10.0
+        return max(next_look, time.monotonic() - began)
+
     def _reconcile(self, conn: psycopg.Connection[Any]) -> float:
         recovery.release_unknown(conn, self._slots.used())
         return self._settings.beat
@@ -268,17 +294,17 @@ class Housekeeper:
         workers of this host. While there are any, producers are asked to notify. Where a rate says when the next job may begin,
         workers are woken a little earlier: a claim may come before the start that it is given."""
         self._listening = bool(self._idle())
-        seen = run(conn, protocol.look(self._queues, 2.5 if self._listening else None))
+        seen = run(conn, protocol.look(self._queues, 2.5 if self._listening and not self._listener.deaf else None))
         self._soon(self._promote, seen.promote_in)
         self._soon(self._tick, seen.tick_in)
         self._soon(self._wake, 0.0 if seen.waits else None)
         self._soon(self._end_cancelled, 0.0 if seen.cancels else None)
         if seen.work_in is None:
-            return 1.0
+            return self._rest()
         if seen.work_in <= EARLY:
             self._wake_idle()
-            return 1.0 if seen.work_in == 0 else EARLY
-        return min(1.0, seen.work_in - EARLY / 2)
+            return self._rest() if seen.work_in == 0 else EARLY
+        return min(self._rest(), seen.work_in - EARLY / 2)
 
     def _soon(self, duty: Callable[[psycopg.Connection[Any]], float], seconds: float | None) -> None:
         if seconds is not None:

@@ -17,6 +17,7 @@ import psycopg
 from psycopg._cursor_base import BaseCursor
 from psycopg.rows import tuple_row
 
+from pgqueue.database import is_pooled
 from pgqueue.errors import TransactionMisused
 
 C = TypeVar("C", bound="psycopg.Connection[Any] | psycopg.AsyncConnection[Any]")
@@ -38,7 +39,7 @@ def _refuse(what: str) -> NoReturn:
 def _guard(view: Any, statement: bytes) -> None:
     """Refuse what begins or ends a transaction. ROLLBACK TO a savepoint is fine."""
     if _LASTING.search(statement):
-        view.pgqueue_changed = True
+        _change(view, statement)
     if _ORDINARY.match(statement):
         return
     words = _words(statement)
@@ -50,13 +51,27 @@ def _guard(view: Any, statement: bytes) -> None:
     if first == b"DEALLOCATE":
         view.pgqueue_deallocated = True
     elif first == b"SET" and second not in (b"LOCAL", b"TRANSACTION", b"CONSTRAINTS"):
-        view.pgqueue_changed = True
+        _change(view, statement)
     elif (
         first in (b"COMMIT", b"END", b"ABORT", b"BEGIN")
         or (first in (b"START", b"PREPARE") and second == b"TRANSACTION")
         or (first == b"ROLLBACK" and second != b"TO")
     ):
-        _refuse(statement.decode("utf-8", "replace").strip()[:40])
+        _refuse(_beginning(statement))
+
+
+def _change(view: Any, statement: bytes) -> None:
+    """The step changes its session, which is closed afterwards. Behind a pooler that would change somebody else's."""
+    if is_pooled(view) and b"on commit drop" not in statement.lower():
+        raise TransactionMisused(
+            f"{_beginning(statement)!r} outlives the transaction, and behind a connection pooler the session is not ours: use "
+            "SET LOCAL, pg_advisory_xact_lock(), or CREATE TEMP TABLE ... ON COMMIT DROP"
+        )
+    view.pgqueue_changed = True
+
+
+def _beginning(statement: bytes) -> str:
+    return statement.decode("utf-8", "replace").strip()[:40]
 
 
 def _words(statement: bytes) -> Iterator[bytes]:

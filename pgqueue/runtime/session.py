@@ -67,10 +67,6 @@ class Begin(NamedTuple):
     isolation: Isolation
     fence: Call[Any]
 
-    def calls(self) -> tuple[Call[Any], ...]:
-        """Its statements."""
-        return _statement(f"BEGIN ISOLATION LEVEL {self.isolation}"), self.fence
-
 
 def _statement(sql: str) -> Call[None]:
     return Call(sql, (), lambda _: None)
@@ -136,7 +132,7 @@ class Session(ABC):
             answer, self._ahead = self._ahead[1], None
         else:
             await self._ready()
-            answer = (await self._ask(*begin.calls())).get_value(0, 0)
+            answer = (await self._ask(*self._calls(begin))).get_value(0, 0)
         return view_of(self._conn), None if answer is None else answer.decode()
 
     async def commit(self, view: AnyView, closing: Call[bool], then: Begin | None = None) -> bool:
@@ -145,7 +141,7 @@ class Session(ABC):
         self._look_at(view)
         if view.pgqueue_changed:
             then = None
-        results = await self._exchange([closing, _COMMIT, *(then.calls() if then is not None else ())], view)
+        results = await self._exchange([closing, _COMMIT, *(self._calls(then) if then is not None else ())], view)
         check(results[:2])
         if results[1].command_status != b"COMMIT":  # COMMIT of an aborted transaction "succeeds" with ROLLBACK
             raise PgQueueError("the transaction was rolled back by the server")
@@ -156,6 +152,11 @@ class Session(ABC):
         elif view.pgqueue_changed:
             self.discard()  # the settings of one step are not those of the next
         return results[0].get_value(0, 0) == b"t"
+
+    def _calls(self, begin: Begin) -> list[Call[Any]]:
+        """Its statements. Behind a pooler the session gets its name, by which it is found, for this transaction only."""
+        name = [protocol.name_transaction(self._prefix + self.part)] if database.is_pooled(self._conn) else []
+        return [_statement(f"BEGIN ISOLATION LEVEL {begin.isolation}"), *name, begin.fence]
 
     async def abandon(self) -> None:
         """What was begun ahead is not wanted any more."""
@@ -238,7 +239,7 @@ class Session(ABC):
             self.part = f":step:{next(self._numbers)}"
             try:
                 self._conn = await self._open(self._prefix + self.part)
-                self._wire = Wire(self._conn.pgconn)
+                self._wire = Wire(self._conn)
             except DatabaseUnreachable as error:
                 log.warning("%s", error)
                 tries += 1

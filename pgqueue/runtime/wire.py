@@ -1,4 +1,5 @@
 """pgqueue's own statements on a worker's connection: several in one message, prepared, with one wait for all their answers.
+Behind a connection pooler they are not prepared.
 
 psycopg's pipeline does the same for statements of any kind. This is on the way of every step, and needs less: for two round trips
 of a transaction, a third of the processor time of both sides.
@@ -16,6 +17,7 @@ from psycopg import generators, pq
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 
+from pgqueue.database import is_pooled
 from pgqueue.protocol import Call, Rows
 from pgqueue.runtime.connection import AnyConnection
 
@@ -25,8 +27,9 @@ FINE = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 class Wire:
     """The protocol's part of a session. Both colours of connections drive its generators."""
 
-    def __init__(self, pgconn: pq.abc.PGconn) -> None:
-        self._pgconn = pgconn
+    def __init__(self, conn: AnyConnection) -> None:
+        self._pgconn: pq.abc.PGconn = conn.pgconn
+        self._prepares = not is_pooled(conn)
         self._names: dict[str, bytes] = {}  # SQL -> its prepared statement
         self._numbers = itertools.count(1)
         self._sent: list[list[tuple[str, bytes] | None]] = []  # what the answers belong to: a statement being prepared, or a call
@@ -44,13 +47,17 @@ class Wire:
         for calls in groups:
             sent: list[tuple[str, bytes] | None] = []
             for call in calls:
+                params = [None if value is None else str(value).encode() for value in call.params]
+                sent.append(None)
+                if not self._prepares:
+                    pgconn.send_query_params(_numbered(call.sql), params)
+                    continue
                 name = self._names.get(call.sql)
                 if name is None:
                     name = b"pgqueue_%d" % next(self._numbers)
                     pgconn.send_prepare(name, _numbered(call.sql))
-                    sent.append((call.sql, name))
-                pgconn.send_query_prepared(name, [None if value is None else str(value).encode() for value in call.params])
-                sent.append(None)
+                    sent.insert(-1, (call.sql, name))
+                pgconn.send_query_prepared(name, params)
             pgconn.pipeline_sync()
             self._sent.append(sent)
 

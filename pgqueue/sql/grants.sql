@@ -16,7 +16,7 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgqueue TO pgqueue_worker;
 
 -- Readers: what is where, and how much. No inputs, results or errors.
 GRANT SELECT ON pgqueue.jobs, pgqueue.children, pgqueue.waits, pgqueue.queues, pgqueue.workers, pgqueue.beats, pgqueue.ticks,
-                pgqueue.violations, pgqueue.migration TO pgqueue_reader;
+                pgqueue.violations, pgqueue.retentions, pgqueue.migration TO pgqueue_reader;
 GRANT SELECT (name, workflow, cron, every, timezone, next_at, last_at, paused, misfire, overlap, origin, declared, grace, queue, priority,
               app, paused_by, problem, done_until) ON pgqueue.schedules TO pgqueue_reader;
 GRANT EXECUTE ON FUNCTION pgqueue.stats, pgqueue.limits, pgqueue.clock, pgqueue.clock_bound TO pgqueue_reader;

@@ -118,7 +118,7 @@ class Claims(threading.Thread):
             try:
                 with database.connect(self._dsn, f"pgqueue:{self._worker}:claims") as conn:
                     tries = 0
-                    self._wire = Wire(conn.pgconn)
+                    self._wire = Wire(conn)
                     self._serve(conn)
                     return
             except (psycopg.Error, DatabaseUnreachable) as error:

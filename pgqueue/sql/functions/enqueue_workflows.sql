@@ -16,6 +16,7 @@ DECLARE
     created bigint;
     other   record;
 BEGIN
+    LOCK TABLE pgqueue.job IN ROW EXCLUSIVE MODE;            -- a migration that adds a column comes before this call, or behind it
     PERFORM pgqueue.durable_commit();
     SELECT array_agg(d) INTO wanted FROM pgqueue.described_jobs(jobs) d;
     PERFORM FROM unnest(wanted) w WHERE w.unique_key IS NOT NULL LIMIT 1;

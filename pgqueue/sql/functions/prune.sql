@@ -1,67 +1,30 @@
--- Delete up to `amount` ended jobs, with all their facts, that ended longer ago than `older` with one of these statuses.
--- Starts from the outcome (requeue goes through the same gate), and never takes a child whose parent still lives, nor one that a
--- rerun of its parent still needs.
+-- Delete up to `amount` ended jobs, with all their facts, that ended longer ago than `older` with one of these statuses: those that
+-- may go, see erase_jobs. What people ask for; the housekeepers go by the retention: see prune_due.
 -- Returns how many went: fewer than `amount` means that nothing is left to do.
 CREATE OR REPLACE FUNCTION pgqueue.prune(statuses text[], older interval, amount integer) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
 DECLARE
-    pruned bigint;
+    old uuid[];
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     IF older < interval '0' THEN
         PERFORM pgqueue.refuse('PQ004', format('the age %s is negative', older));
     END IF;
-    PERFORM pg_advisory_xact_lock_shared(hashtextextended('pgqueue.kept_children', 0));     -- see keep_children
-    WITH old AS MATERIALIZED (
-        SELECT o.ctid AS tid FROM pgqueue.outcome o
-          JOIN pgqueue.job j ON j.id = o.job_id
-          LEFT JOIN pgqueue.job p ON p.id = j.parent
-          LEFT JOIN pgqueue.outcome po ON po.job_id = j.parent
-         WHERE o.finished_at < pgqueue.clock_bound() - older AND o.status = ANY (statuses)
-           AND (p.id IS NULL OR po.job_id IS NOT NULL)
-           AND NOT EXISTS (SELECT FROM pgqueue.kept_children k
-                             JOIN pgqueue.job b ON b.id = k.job_id
-                             LEFT JOIN pgqueue.outcome bo ON bo.job_id = k.job_id
-                            WHERE k.parent = j.parent AND k.seq = j.parent_seq AND bo.job_id IS NULL)
-         ORDER BY o.finished_at LIMIT amount FOR UPDATE OF o SKIP LOCKED
-    ), gone AS (
-        DELETE FROM pgqueue.outcome o WHERE o.ctid = ANY (ARRAY(SELECT x.tid FROM old x)) RETURNING o.job_id
-    ), ids AS MATERIALIZED (
-        SELECT array_agg(g.job_id) AS list FROM gone g
-    ), checkpoints AS (
-        DELETE FROM pgqueue.checkpoint c WHERE c.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
-    ), attempts AS (
-        DELETE FROM pgqueue.attempt a WHERE a.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
-    ), waits AS (
-        DELETE FROM pgqueue.wait w WHERE w.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
-    ), messages AS (
-        DELETE FROM pgqueue.message m WHERE m.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
-    ), kept AS (
-        DELETE FROM pgqueue.kept_children k WHERE k.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
-    ), along AS (
-        DELETE FROM pgqueue.taken_along t WHERE t.parent = ANY ((SELECT i.list FROM ids i)::uuid[])
-    ), progress AS (
-        DELETE FROM pgqueue.progress p WHERE p.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
-    ), stream_ends AS (
-        DELETE FROM pgqueue.stream_end e WHERE e.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
-    ), streams AS (
-        DELETE FROM pgqueue.stream s WHERE s.job_id = ANY ((SELECT i.list FROM ids i)::uuid[])
-    ), jobs AS (
-        DELETE FROM pgqueue.job j WHERE j.id = ANY ((SELECT i.list FROM ids i)::uuid[]) RETURNING j.id, j.unique_key
-    ), freed AS (                                            -- of those that are unique for a time
-        DELETE FROM pgqueue.unique_job u
-         WHERE u.ctid = ANY (ARRAY(SELECT x.ctid FROM pgqueue.unique_job x
-                                    WHERE x.key = ANY (ARRAY(SELECT j.unique_key FROM jobs j WHERE j.unique_key IS NOT NULL))
-                                      AND x.job_id = ANY (ARRAY(SELECT j.id FROM jobs j WHERE j.unique_key IS NOT NULL)) FOR UPDATE SKIP LOCKED))
-    )
-    SELECT count(*) INTO pruned FROM gone;
-    -- Requests to cancel that no job is left of, also one that was made while its job was pruned: it must not meet a later job of
-    -- the same id.
-    DELETE FROM pgqueue.cancel_request c
-     WHERE c.job_id = ANY (ARRAY(SELECT r.job_id FROM pgqueue.cancel_request r LEFT JOIN pgqueue.job j ON j.id = r.job_id
-                                  WHERE j.id IS NULL LIMIT 1000));
-    RETURN pruned;
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('pgqueue.kept_children', 0));     -- erase_jobs would not wait
+    SELECT array_agg(o.job_id) INTO old
+      FROM (SELECT o.job_id FROM pgqueue.outcome o
+              JOIN pgqueue.job j ON j.id = o.job_id
+              LEFT JOIN pgqueue.job p ON p.id = j.parent
+              LEFT JOIN pgqueue.outcome po ON po.job_id = j.parent
+             WHERE o.finished_at < pgqueue.clock_bound() - older AND o.status = ANY (statuses)
+               AND (p.id IS NULL OR po.job_id IS NOT NULL)
+               AND NOT EXISTS (SELECT FROM pgqueue.kept_children k
+                                 JOIN pgqueue.job b ON b.id = k.job_id
+                                 LEFT JOIN pgqueue.outcome bo ON bo.job_id = k.job_id
+                                WHERE k.parent = j.parent AND k.seq = j.parent_seq AND bo.job_id IS NULL)
+             ORDER BY o.finished_at LIMIT amount) o;
+    RETURN CASE WHEN old IS NULL THEN 0 ELSE pgqueue.erase_jobs(old) END;
 END
 $$;
