@@ -42,7 +42,9 @@ READABLE = {
     "beats",
     "ticks",
     "violations",
-    "migration", "retentions"}  # and some columns of schedules
+    "migration",
+    "retentions",
+}  # and some columns of schedules
 #: Where inputs, results, errors and values are.
 PAYLOADS = {"input", "result", "error", "policy", "value", "note", "context"}
 ROLES = ("producer", "worker", "reader")
