@@ -36,6 +36,7 @@ class Gauges(threading.Thread):
         self._holder = str(uuid.uuid4())
         self._wanted = threading.Event()
         self._wanted_at = 0.0
+        self._over = threading.Event()
         self._found: tuple[float, Values] = (float("-inf"), {})
 
     def values(self) -> Values:
@@ -49,21 +50,26 @@ class Gauges(threading.Thread):
         """Seconds since the last look that had an answer."""
         return time.monotonic() - self._found[0]
 
+    def stop(self) -> None:
+        """Look no more."""
+        self._over.set()
+        self._wanted.set()
+        self.join()
+
     def run(self) -> None:
         tries = 0
-        while True:
+        while not self._over.is_set():
             if not self._always:
                 self._wanted.wait()
             try:
                 with database.connect(self._dsn, f"pgqueue:metrics:{self._holder}") as conn:
-                    while self._look(conn):
+                    while self._look(conn) and not self._over.wait(EVERY):
                         tries = 0
-                        time.sleep(EVERY)
             except (psycopg.Error, DatabaseUnreachable) as error:
                 log.warning("metrics: %s", database.brief(error))
                 self._meter.add(DB_ERRORS, ("metrics",))
                 tries += 1
-                time.sleep(min(EVERY, database.backoff(tries, EVERY)))
+                self._over.wait(min(EVERY, database.backoff(tries, EVERY)))
 
     def _look(self, conn: psycopg.Connection[Any]) -> bool:
         """False: nobody wants to know."""
