@@ -31,7 +31,7 @@ from tests.support import Workers, kill, violations, wait_for, worker_pids
 from tests.test_exposition import free_port, get
 
 CONFIG = """
-global: {scrape_interval: 1s, scrape_timeout: 1s}
+global: {scrape_interval: 2s, scrape_timeout: 2s}
 scrape_configs:
   - job_name: pgqueue
     static_configs: [{targets: [%s]}]
@@ -111,6 +111,7 @@ def test_no_failed_scrape_and_no_counter_goes_back(
     works = [workers.start("tests.apps.counted:app", "-w", "3", "--metrics", str(port)) for port in ports]
     for port, work in zip(ports, works, strict=True):
         wait_for(lambda port=port: get(port, "/readyz")[0] == 200, what=work.log())
+        assert get(port, "/metrics")[0] == 200  # the first one loads what it needs
     server = Prometheus(prometheus, ports, tmp_path / "prometheus")
     rng, killed = random.Random(kills), 0
     try:
