@@ -16,8 +16,10 @@ import psycopg
 
 from pgqueue import protocol
 from pgqueue.client import AsyncClient, AsyncJob, Client, Job, encoded
+from pgqueue.colour import blocking
 from pgqueue.config import read_settings
 from pgqueue.context import Current, joined_run
+from pgqueue.database import errors_translated
 from pgqueue.functions import (
     AsyncStep,
     AsyncTransaction,
@@ -455,6 +457,27 @@ class App:
         if isinstance(conn, psycopg.AsyncConnection):
             return AsyncAppUsing(self, conn)
         raise TypeError(f"using() takes a psycopg.Connection or AsyncConnection, not {type(conn).__name__}")
+
+    def limit(self, queue: str, **limits: Any) -> dict[str, Any]:
+        """Choose limits of a queue, for the whole cluster and at once: the arguments of Queue by name. ``None`` takes a choice
+        back, so that what the App declares holds again; 0: no such limit. What is chosen wins, and stays when workers start
+        again. Returns what is in force now.
+
+        Errors: UnknownQueue; BadValue, or ValueError, for what is no limit.
+        """
+        said = {**limits, **Queue(queue, **{name: value or None for name, value in limits.items()}).limits()}
+        with errors_translated():
+            return blocking(self.client.pool.run(protocol.limit_queue(queue, said)))
+
+    def pause(self, queue: str) -> None:
+        """Nobody claims from this queue any more, until ``resume``. What runs goes on. UnknownQueue if there is none."""
+        with errors_translated():
+            blocking(self.client.pool.run(protocol.pause(queue)))
+
+    def resume(self, queue: str) -> None:
+        """Workers claim from this queue again. UnknownQueue if there is none."""
+        with errors_translated():
+            blocking(self.client.pool.run(protocol.resume(queue)))
 
     def job(self, id: str) -> Job[Any]:
         """The handle of a job."""

@@ -139,19 +139,39 @@ class Size(Kind):
         return f"{value >> shift}{unit}" if value else "0"
 
 
-class Names(Kind):
-    """Several names: a list, or a text with commas."""
+Levels = list[dict[str, int]]
 
-    name = "names"
 
-    def read(self, given: Any) -> tuple[str, ...]:
-        parts = given.split(",") if isinstance(given, str) else given
-        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"{given!r} is no list of names")
-        return tuple(filter(None, (part.strip() for part in parts)))
+def levels(text: str) -> Levels:
+    """Queues with their weights, level by level. ValueError for what cannot be meant.
 
-    def text(self, value: Any) -> str:
-        return ",".join(value)
+    >>> levels("critical>default=2,low")
+    [{'critical': 1}, {'default': 2, 'low': 1}]
+    """
+    found: Levels = []
+    for level in text.split(">") if text.strip() else ():
+        parts = [part.partition("=") for part in level.split(",") if part.strip()]
+        for name, equals, weight in parts:
+            if equals and not (weight.strip().isdecimal() and 1 <= int(weight) <= 1000):
+                raise ValueError(f"{name.strip()}={weight}: a weight is a whole number from 1 to 1000")
+        found.append({name.strip(): int(weight or 1) for name, _, weight in parts})
+        if not parts or len(parts) != len(found[-1]) or any(name in level for level in found[:-1] for name in found[-1]):
+            raise ValueError(f"{text!r}: name each queue once, such as critical=5,default=2,low or critical>default>low")
+    return found
+
+
+class Queues(Kind):
+    """Queues to serve: by weights, in strict order, or both. A list is for those of one level."""
+
+    name = "queues"
+
+    def read(self, given: Any) -> str:
+        text = ",".join(map(str, given)) if isinstance(given, list | tuple) else given
+        if not isinstance(text, str):
+            raise ValueError(f"{given!r} is no list of names")  # noqa: TRY004 -- what the others raise too
+        return ">".join(
+            ",".join(name if weight == 1 else f"{name}={weight}" for name, weight in level.items()) for level in levels(text)
+        )
 
 
 class Flag(Kind):
@@ -222,7 +242,7 @@ class WorkSettings:
     workers: int = setting(0, WholeOrAuto(1, 512), "Worker processes; auto: as many as processors are ours.", "-w")
     threads: int = setting(1, Whole(1, 64), "def jobs of each worker at once.")
     concurrency: int = setting(100, Whole(1, 500), "async def jobs of each worker at once.")
-    queues: tuple[str, ...] = setting((), Names(), "Serve only these queues, separated by commas.", "-q")
+    queues: str = setting("", Queues(), "Serve only these queues: critical=5,default=2,low or critical>default>low.", "-q")
     drain_timeout: float = setting(25.0, Duration(), "How long a stop waits for running jobs.")
     lease: float = setting(15.0, Duration(1.0), "After how long without a beat a worker is dead; the beat is a third of it.")
     max_jobs: int = setting(0, Whole(0, 10**9), "Replace a worker that has run so many jobs; 0: never.")

@@ -53,6 +53,7 @@ class Queue:
     Limits hold in the whole cluster. ``concurrency``: so many jobs run at once (their costs, if they have any). ``per_key``: so
     many of one key; 1 runs the jobs of a key one after the other. ``rate``, ``rate_per_key``: so many begin in a time.
     ``fair_by``: the name of a parameter; whoever it says a job is for gets as much of the queue as everybody else in it.
+    ``aging``: a job counts as much as one of the next priority that is so much younger.
 
     >>> Queue("mail", concurrency=20, rate=Rate(100, per="1m")).limits()
     {'concurrency': 20, 'rate': {'n': 100, 'per': 60.0, 'burst': 1}}
@@ -64,6 +65,7 @@ class Queue:
     per_key: int | None = None
     rate_per_key: Rate | None = None
     fair_by: str | None = None
+    aging: Duration | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
@@ -75,10 +77,14 @@ class Queue:
             if getattr(self, limit) is not None and not isinstance(getattr(self, limit), Rate):
                 raise ValueError(f"Queue({self.name!r}, {limit}=...): give a Rate, such as Rate(100, per='1m')")
 
+        if self.aging is not None and not 0.001 <= seconds(self.aging) <= 31622400:
+            raise ValueError(f"Queue({self.name!r}, aging={self.aging!r}): from a millisecond to a year")
+
     def limits(self) -> dict[str, Any]:
         """What it declares, as the database stores it."""
         said = asdict(self)
         del said["name"]
+        said["aging"] = None if self.aging is None else seconds(self.aging)
         return {limit: value for limit, value in said.items() if value is not None}
 
 

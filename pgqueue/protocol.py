@@ -667,7 +667,7 @@ def now() -> Call[datetime]:
 
 
 def limits() -> Call[Rows]:
-    """Rows of (queue, paused, in force, declared, chosen, used, jobs that wait for a key, seconds until the next start)."""
+    """Rows of (queue, paused, in force, declared, chosen, used, jobs that wait for a key, seconds to the next start, tokens)."""
     return Call("SELECT * FROM pgqueue.limits()", (), _rows)
 
 

@@ -70,8 +70,8 @@ def test_each_place_beats_those_below_it(place: Place) -> None:
     assert place.found()["threads"]["value"] == 1
     file.unlink()
     (place.path / "pyproject.toml").write_text("[tool.other]\nx = 1\n[tool.pgqueue]\nqueues = ['a', 'b']\n")
-    assert place.found()["queues"] == {"value": ["a", "b"], "from": str(place.path / "pyproject.toml")}
-    assert place.found(PGQUEUE_QUEUES="b, c")["queues"]["value"] == ["b", "c"]
+    assert place.found()["queues"] == {"value": "a,b", "from": str(place.path / "pyproject.toml")}
+    assert place.found(PGQUEUE_QUEUES="b, c=1 > d=5")["queues"]["value"] == "b,c>d=5"
 
 
 def test_the_app_beats_the_environment_for_the_database(place: Place) -> None:

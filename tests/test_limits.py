@@ -338,6 +338,43 @@ def test_weights_and_priorities(make: Make, conn: psycopg.Connection[Any]) -> No
     assert got == {"a": 30, "b": 10, "c": 1}
 
 
+# ------------------------------------------------------------------------------------------- priorities that age
+
+
+@pytest.mark.parametrize("limits", [{}, {"concurrency": 100}, {"fair_by": "who"}])
+def test_priorities_age(make: Make, conn: psycopg.Connection[Any], limits: dict[str, Any]) -> None:
+    """Jobs of the last priority have their turn, however many of the first one keep coming; without aging they have not."""
+
+    def rounds() -> int:
+        """After how many seconds, with always two new jobs of priority 0 and one claimed, is the job of priority 9 taken?"""
+        for second in range(60):
+            set_clock(conn, f"'2026-01-01 00:00:00Z'::timestamptz + '{second} s'")
+            enqueue(hand, (1,), (2,), priority=0)
+            [job] = claim(hand, 1)
+            done(hand, job)
+            if numbers([job]) == [99]:
+                return second
+        return 60
+
+    for aging, expected in (("2s", range(17, 40)), (None, [60])):
+        hand = make(**limits, aging=aging)
+        conn.execute("DELETE FROM pgqueue.ready")
+        set_clock(conn, "'2026-01-01 00:00:00Z'::timestamptz")
+        enqueue(hand, (99,), priority=9)
+        assert rounds() in expected
+    conn.execute("DELETE FROM pgqueue.job")
+    conn.execute("DELETE FROM pgqueue.ready")
+
+
+def test_aging_is_a_limit_that_operators_choose(make: Make, conn: psycopg.Connection[Any]) -> None:
+    make(aging="10m")
+    assert conn.execute("SELECT aging, limited FROM pgqueue.queue WHERE name = 'limited'").fetchone() == (600.0, False)
+    assert run(conn, protocol.limit_queue("limited", {"aging": 0})) == {}
+    assert conn.execute("SELECT aging FROM pgqueue.queue WHERE name = 'limited'").fetchone() == (None,)
+    with pytest.raises(ValueError, match="aging"):
+        Queue("limited", aging=0)
+
+
 # ------------------------------------------------------------------------------------------------------- control
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from pgqueue import App, Queue, Rate
 from pgqueue.database import run
+from pgqueue.errors import UnknownQueue
 from tests.support import ROOT, Hand
 
 
@@ -75,6 +76,28 @@ def test_jobs_that_ran_before_there_was_a_limit_are_shown_as_used(app: App, dsn:
     pgqueue(dsn, "limit", "mail", "--concurrency", "1")
     assert facts(dsn)["mail"]["used"] == 1
     hand.close()
+    app.close()
+
+
+def test_from_python(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    assert app.limit("mail", concurrency=7, rate=Rate(10, per="1s", burst=3), aging="1m")["aging"] == 60
+    run(conn, app.registration())
+    mail = facts(dsn)["mail"]
+    assert mail["limits"] == {"concurrency": 7, "rate": {"n": 10, "per": 1, "burst": 3}, "aging": 60}
+    assert (mail["next_start_seconds"], mail["tokens"]) == (0, 3)
+    conn.execute("INSERT INTO pgqueue.rate_register VALUES ('mail', '', pgqueue.clock() + interval '150 ms')")
+    assert facts(dsn)["mail"]["tokens"] in (1, 2, 3)
+    assert app.limit("mail", concurrency=None, rate=0, aging=0) == {"concurrency": 2}
+    app.pause("mail")
+    assert facts(dsn)["mail"]["paused"]
+    app.resume("mail")
+    assert not facts(dsn)["mail"]["paused"]
+    with pytest.raises(UnknownQueue):
+        app.pause("nowhere")
+    with pytest.raises(UnknownQueue):
+        app.limit("nowhere", concurrency=5)
+    with pytest.raises(TypeError):
+        app.limit("mail", speed=5)
     app.close()
 
 

@@ -17,6 +17,7 @@ from pgqueue.worker.claims import Claims
 from pgqueue.worker.hints import ScanHints
 from pgqueue.worker.inbox import Half, Inbox
 from pgqueue.worker.pace import MOST, Pace
+from pgqueue.worker.turns import Turns
 
 QUEUES = ["a", "b"]
 
@@ -39,7 +40,7 @@ class Worker:
         halves = {False: self.half, True: self.loop} if concurrency else {False: self.half}
         self.inbox = Inbox(self.slot, halves, lambda name: name == "async")
         queues = {"default": frozenset(halves)}
-        self.claims = Claims("", "w", queues, [], self.slot, self.inbox, (read, write))
+        self.claims = Claims("", "w", queues, Turns([dict.fromkeys(queues, 1)]), [], self.slot, self.inbox, (read, write))
 
     def receive(self, *jobs: ClaimedJob) -> None:
         self.claims._receive(jobs, 0)

@@ -12,6 +12,7 @@ from pgqueue.cli.options import ask, dsn_option, json_option
 from pgqueue.cli.output import show, show_json
 from pgqueue.database import errors_translated
 from pgqueue.model import Rate
+from pgqueue.retry import seconds
 
 COLUMNS = (
     "queue",
@@ -21,6 +22,7 @@ COLUMNS = (
     "used",
     "waiting_for_key",
     "next_start_seconds",
+    "tokens",
     "ready",
     "oldest_ready_seconds",
 )
@@ -36,8 +38,8 @@ def queues(as_json: bool, dsn: str | None) -> None:
         limits = database.run(conn, protocol.limits())
         stats = {row[0]: row for row in database.run(conn, protocol.stats())}
     rows = [
-        (name, paused, in_force, chosen, used, waiting, soon, stats[name][2], stats[name][6])
-        for name, paused, in_force, _, chosen, used, waiting, soon in limits
+        (name, paused, in_force, chosen, used, waiting, soon, tokens, stats[name][2], stats[name][6])
+        for name, paused, in_force, _, chosen, used, waiting, soon, tokens in limits
     ]
     if as_json:
         declared = {row[0]: row[3] for row in limits}
@@ -54,8 +56,8 @@ def _text(limits: dict[str, Any]) -> str:
             return f"{value['n']}/{value['per']:g}s" + (f" burst {value['burst']}" if value["burst"] > 1 else "")
         return OFF if value is None else str(value)
 
-    order = [limit for limit in ("concurrency", "rate", "per_key", "rate_per_key", "fair_by") if limit in limits]
-    return ", ".join(f"{limit.replace('_', '-')} {one(limits[limit])}" for limit in order) or "-"
+    order = [limit for limit in ("concurrency", "rate", "per_key", "rate_per_key", "fair_by", "aging") if limit in limits]
+    return ", ".join(f"{limit.replace('_', '-')} {one(limits[limit])}{'s' * (limit == 'aging')}" for limit in order) or "-"
 
 
 class _Count(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest click
@@ -67,6 +69,18 @@ class _Count(click.ParamType):  # type: ignore[type-arg]  # generic only in the 
         if not re.fullmatch(r"[1-9]\d{0,6}", str(value)):
             self.fail(f'{value!r}: a whole number from 1 on, "{OFF}" or "{DEFAULT}"')
         return int(value)
+
+
+class _Time(click.ParamType):  # type: ignore[type-arg]
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in (OFF, DEFAULT):
+            return value
+        try:
+            return seconds(float(value) if re.fullmatch(r"[\d.]+", str(value)) else value)
+        except ValueError as error:
+            self.fail(str(error))
 
 
 class _Rate(click.ParamType):  # type: ignore[type-arg]
@@ -91,13 +105,14 @@ class _Rate(click.ParamType):  # type: ignore[type-arg]
 @click.option("--per-key", type=_Count(), help="Jobs of one key that run at once.")
 @click.option("--rate", type=_Rate(), help="Jobs that begin in a time: 100/1m; 100/1m:20 allows bursts of 20.")
 @click.option("--rate-per-key", type=_Rate(), help="The same for each key.")
+@click.option("--aging", type=_Time(), help="How much older a job is that counts as much as one of the priority before it.")
 @dsn_option
-def limit(queue: str, concurrency: Any, per_key: Any, rate: Any, rate_per_key: Any, dsn: str | None) -> None:
+def limit(queue: str, concurrency: Any, per_key: Any, rate: Any, rate_per_key: Any, aging: Any, dsn: str | None) -> None:
     """Change the limits of a queue, for the whole cluster and at once. "off": no such limit; "default": what the App declares."""
-    given = {"concurrency": concurrency, "per_key": per_key, "rate": rate, "rate_per_key": rate_per_key}
+    given = {"concurrency": concurrency, "per_key": per_key, "rate": rate, "rate_per_key": rate_per_key, "aging": aging}
     chosen = {name: _value(value) for name, value in given.items() if value is not None}
     if not chosen:
-        raise click.UsageError("say which limit: --concurrency, --per-key, --rate or --rate-per-key")
+        raise click.UsageError("say which: --concurrency, --per-key, --rate, --rate-per-key or --aging")
     with errors_translated():
         in_force = ask(dsn, protocol.limit_queue(queue, chosen))
     click.echo(f"{queue}: {_text(in_force)}")

@@ -43,7 +43,7 @@ def probe(settings: WorkSettings, answer: int) -> int:
         settings = work_settings(settings.target, settings.typed, settings.burst, app)
         if settings.preload:
             check_forkable(app)
-        queues = served_queues(app, settings.queues)
+        queues = [queue for level in served_queues(app, settings.queues) for queue in level]
         if not app.functions:
             log.warning("%s has no workflows, steps or transactions: is its module complete?", settings.target)
         dsn = settings.dsn or app.dsn

@@ -34,6 +34,7 @@ from pgqueue.worker.hints import ScanHints
 from pgqueue.worker.inbox import HOSTAGE_AFTER, Half, Inbox
 from pgqueue.worker.pace import MOST
 from pgqueue.worker.refused import answer, granted, settle_singly
+from pgqueue.worker.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Claims(threading.Thread):
         dsn: str,
         worker: str,
         queues: Mapping[str, frozenset[bool]],  # with the colours of the functions that use them
+        turns: Turns,
         names: Sequence[str],
         slot: Slot,
         inbox: Inbox,
@@ -62,6 +64,7 @@ class Claims(threading.Thread):
         self._dsn = dsn
         self._worker = worker
         self._queues = queues
+        self._turns = turns
         self._names = list(names)
         self._slot = slot
         self._inbox = inbox
@@ -168,9 +171,10 @@ class Claims(threading.Thread):
         return not self._inbox.waiting and not self._inbox.running and not self._finished and not self._unsettled
 
     def _want(self) -> tuple[int, list[str]]:
-        """How many jobs to claim now, and from which queues. Only what can start soon: a job behind a long one is a hostage."""
+        """How many jobs to claim now, and from which queues, in which order. Only what can start soon: a job behind a long one
+        is a hostage."""
         rooms = {queue: self._inbox.room(colours) for queue, colours in self._queues.items()}
-        queues = [queue for queue, room in rooms.items() if room]
+        queues = self._turns.next([queue for queue, room in rooms.items() if room])
         most = min(len(self._free), MOST)
         if self._most_jobs:
             held = HELD - len(self._free)
@@ -256,6 +260,7 @@ class Claims(threading.Thread):
         newest, found = map(granted, answers)
         count_claim(self._meter, len(found))
         self._hints.learn(queues, found, newest, want, time.monotonic() - began)
+        self._turns.learn(queues, [job.queue for job, _ in found], want)
         self._receive([job for job, _ in found], token)
         return len(found)
 
@@ -270,10 +275,7 @@ class Claims(threading.Thread):
         return [answer(conn, call, result) for call, result in zip(calls, results, strict=True)]
 
     def _claim(self, token: int, want: int, queues: list[str]) -> protocol.Call[list[tuple[ClaimedJob, int]]]:
-        """The next claim. Each begins with another queue, so that a full one does not starve the others; every 16th reads the
-        lanes backwards, so that no priority starves."""
-        first = self._rounds % len(queues)
-        queues = queues[first:] + queues[:first]
+        """The next claim. Every 16th reads the lanes backwards, so that no priority starves."""
         backwards = self._rounds // len(queues) % 16 == 15
         at_once = max(1, min(self._inbox.free(self._queues[queue]) for queue in queues))
         return protocol.claim(self._worker, token, queues, self._names, want, self._hints.next(queues), backwards, at_once)

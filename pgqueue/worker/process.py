@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pgqueue import database, protocol
 from pgqueue.app import App, Hook
-from pgqueue.config import Exit, WorkSettings
+from pgqueue.config import Exit, Levels, WorkSettings, levels
 from pgqueue.context import process
 from pgqueue.errors import Configuration, DatabaseUnreachable
 from pgqueue.failpoints import failpoint
@@ -23,6 +23,7 @@ from pgqueue.slots import Phase, Slot
 from pgqueue.worker.claims import Claims
 from pgqueue.worker.inbox import Inbox
 from pgqueue.worker.runners import Loop, Threads
+from pgqueue.worker.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int],
     slot.ticks.tick()
     try:
         app = load_app(settings.target)
-        queues = served_queues(app, settings.queues)
+        served = served_queues(app, settings.queues)
     except Configuration as error:
         log.error("%s", error)
         return Exit.CONFIG
@@ -55,7 +56,7 @@ def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int],
         log.exception("a worker_start hook failed: this worker ends")
         return Exit.FAILED
     slot.phase = Phase.BUSY
-    serve(app, queues, slot, worker, wake, threads, loop, most_jobs)
+    serve(app, served, slot, worker, wake, threads, loop, most_jobs)
     slot.set_left()
     call_hooks(app, "worker_stop", loop)
     return Exit.OK
@@ -72,7 +73,7 @@ def runners(app: App, settings: WorkSettings, dsn: str, worker: str, max_bytes: 
 
 
 def serve(
-    app: App, queues: Sequence[str], slot: Slot, worker: str, wake: tuple[int, int], threads: Threads | None, loop: Loop | None,
+    app: App, served: Levels, slot: Slot, worker: str, wake: tuple[int, int], threads: Threads | None, loop: Loop | None,
     most_jobs: int,
 ) -> None:  # fmt: skip
     """Claim, run and settle, until told to drain. The main thread is one of those that run jobs."""
@@ -80,7 +81,8 @@ def serve(
     inbox = Inbox(slot, {colour: runner.half for colour, runner in halves.items()}, lambda name: app.functions[name].is_async)
     for runner in halves.values():
         runner.watch(slot.limit)
-    claims = Claims(app.dsn, worker, colours_of(app, queues), list(app.functions), slot, inbox, wake, app.meter, most_jobs)
+    colours = colours_of(app, [queue for level in served for queue in level])
+    claims = Claims(app.dsn, worker, colours, Turns(served), list(app.functions), slot, inbox, wake, app.meter, most_jobs)
     for runner in halves.values():
         runner.attach(inbox, claims.done)
     if threads is None:
@@ -112,12 +114,14 @@ def call_hooks(app: App, event: Hook, loop: Loop | None) -> None:
             asyncio.run(hook())
 
 
-def served_queues(app: App, wanted: Sequence[str]) -> list[str]:
-    """The queues to serve: all of the App, or the wanted ones. Configuration for one that the App does not have."""
-    unknown = [queue for queue in wanted if queue not in app.queues]
+def served_queues(app: App, wanted: str) -> Levels:
+    """The queues to serve, with their weights, level by level: all of the App, or the wanted ones. Configuration for one that the
+    App does not have."""
+    served = levels(wanted) or [dict.fromkeys(app.queues, 1)]
+    unknown = [queue for level in served for queue in level if queue not in app.queues]
     if unknown:
         raise Configuration(f"the App has no queue {', '.join(unknown)}: it has {', '.join(sorted(app.queues))}")
-    return list(wanted) or list(app.queues)
+    return served
 
 
 def register(app: App, dsn: str, worker: str, slot: Slot) -> int:
