@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from psycopg.types.json import Json, Jsonb
 
 from pgqueue import App, Client, Debounce, Queue, Retry, Unique, UniqueConflict, gather, protocol, sleep
 from pgqueue.database import run
 from pgqueue.errors import BadValue
-from pgqueue.model import Settlement
+from pgqueue.ids import new_job_id
+from pgqueue.model import ClaimedJob, Settlement
 from tests.support import Hand, states, violations
 
 
@@ -400,3 +403,146 @@ def test_schedules_and_what_follows_a_failure(dsn: str, conn: psycopg.Connection
     assert states(conn) == {"failed": 1, "succeeded": 2}, "on_failure is for each failure"
     hand.close()
     app.close()
+
+
+# ------------------------------------------------------------------------------------------------------ whatever happens
+
+KINDS: list[dict[str, Any]] = [
+    {"key": "a"},
+    {"key": "b"},
+    {"key": "a", "until": "started"},
+    {"key": "b", "on_conflict": "replace"},
+]
+ACTS = (
+    "enqueue",
+    "enqueue",
+    "enqueue",
+    "claim",
+    "claim",
+    "succeed",
+    "fail",
+    "release",
+    "retry",
+    "cancel",
+    "requeue",
+    "rerun",
+    "prune",
+)
+TABLES = ("job", "outcome", "attempt", "cancel_request", "ready", "running", "scheduled", "unique_job", "wakeup")
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(acts=st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 11)), min_size=15, max_size=40))
+def test_whatever_happens_there_is_one(acts: list[tuple[str, int]], hand: Hand, conn: psycopg.Connection[Any]) -> None:
+    """Any sequence of what can happen to unique jobs, against a model: who has which key."""
+    for table in TABLES:
+        conn.execute(f"DELETE FROM pgqueue.{table}")  # type: ignore[arg-type]
+    model = _Kinds(hand, conn)
+    for act, which in acts:
+        getattr(model, act)(which)
+        rows = conn.execute("SELECT job_id::text FROM pgqueue.unique_job").fetchall()
+        assert sorted(row[0] for row in rows) == sorted(model.holders.values()), act
+        assert violations(conn) == []
+
+
+class _Kinds:
+    """What is done to the jobs, and what is expected of it."""
+
+    def __init__(self, hand: Hand, conn: psycopg.Connection[Any]) -> None:
+        self.hand, self.conn = hand, conn
+        self.kind: dict[str, int] = {}  # of each job
+        self.holders: dict[int, str] = {}
+        self.held: dict[str, ClaimedJob] = {}
+        self.ended: dict[str, str] = {}  # how
+        self.cancelled: set[str] = set()
+
+    def pick(self, jobs: Iterable[str], which: int) -> list[str]:
+        some = sorted(jobs)
+        return [some[which % len(some)]] if some else []
+
+    def enqueue(self, which: int) -> None:
+        kind = which % len(KINDS)
+        mine = new_job_id()
+        described = {"name": "plain", "queue": "default", "input": {"n": which}, "job_id": mine, "unique": KINDS[kind]}
+        [given] = run(self.conn, protocol.enqueue_workflows(json.dumps([described])))
+        holder = self.holders.get(kind)
+        if holder in self.cancelled and kind >= 2:
+            holder = None
+        assert given == (holder or mine)
+        self.holders[kind] = given
+        self.kind[given] = kind
+
+    def claim(self, which: int) -> None:
+        ready = self.conn.execute("SELECT job_id::text FROM pgqueue.ready ORDER BY lane, pos LIMIT 2").fetchall()
+        got = {job.id: job for job in self.hand.claim(2)}
+        assert got.keys() == {job for (job,) in ready} - self.cancelled
+        for (job,) in ready:
+            if job in self.cancelled:
+                self.end(job, "cancelled")
+            elif self.kind[job] >= 2:
+                self.free(job)
+        self.held.update(got)
+
+    def free(self, job: str) -> None:
+        if self.holders.get(self.kind[job]) == job:
+            del self.holders[self.kind[job]]
+
+    def end(self, job: str, how: str) -> None:
+        self.ended[job] = how
+        self.cancelled.discard(job)
+        self.free(job)
+
+    def settle(self, which: int, how: str) -> None:
+        for job in self.pick(self.held, which):
+            detail = json.dumps({"errors": [{"error": {"type": "E"}}], "delay": 0, "failed_seqs": []})
+            settlement = Settlement(self.held.pop(job), how, "1", 0, None if how in ("succeeded", "release") else detail)  # type: ignore[arg-type]
+            assert self.hand.settle(settlement) == {}
+            if how in ("succeeded", "failed"):
+                self.end(job, how)
+            elif job in self.cancelled:
+                self.end(job, "cancelled")
+
+    def succeed(self, which: int) -> None:
+        self.settle(which, "succeeded")
+
+    def fail(self, which: int) -> None:
+        self.settle(which, "failed")
+
+    def release(self, which: int) -> None:
+        self.settle(which, "release")
+
+    def retry(self, which: int) -> None:
+        self.settle(which, "retry")
+
+    def cancel(self, which: int) -> None:
+        for job in self.pick(self.kind.keys() - self.ended.keys(), which):
+            run(self.conn, protocol.cancel([job]))
+            self.cancelled.add(job)
+
+    def requeue(self, which: int) -> None:
+        for job in self.pick(self.ended, which):
+            taken = self.kind[job] < 2 and self.kind[job] in self.holders
+            expected = "succeeded" if self.ended[job] == "succeeded" else "taken" if taken else "requeued"
+            assert dict(run(self.conn, protocol.requeue([job]))) == {job: expected}
+            if expected == "requeued":
+                del self.ended[job]
+                if self.kind[job] < 2:
+                    self.holders[self.kind[job]] = job
+
+    def rerun(self, which: int) -> None:
+        for job in self.pick(self.ended, which):
+            again, kind = new_job_id(), self.kind[job]
+            if kind < 2 and kind in self.holders:
+                with pytest.raises(psycopg.Error) as refused:
+                    run(self.conn, protocol.rerun(job, 1, again))
+                assert refused.value.sqlstate == "PQ011"
+                continue
+            run(self.conn, protocol.rerun(job, 1, again))
+            self.kind[again] = kind
+            if kind < 2:
+                self.holders[kind] = again
+
+    def prune(self, which: int) -> None:
+        run(self.conn, protocol.prune(["succeeded", "failed", "cancelled"], 0, 100))
+        for job in list(self.ended):
+            del self.ended[job], self.kind[job]

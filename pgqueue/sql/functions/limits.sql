@@ -18,8 +18,8 @@ BEGIN
            (SELECT count(*) FROM (SELECT FROM pgqueue.waiting w
                                    WHERE w.kind = 'key' AND w.key >= q.name || '/' AND w.key < q.name || '0' LIMIT 10001) c),
            CASE WHEN q.rate IS NOT NULL
-                THEN extract(epoch FROM pgqueue.next_start(q.name, '', q.rate, q.rate_seconds, q.rate_burst, 1, pgqueue.clock())
-                                        - pgqueue.clock())::float8 END,
+                THEN greatest(0, extract(epoch FROM pgqueue.next_start(q.name, '', q.rate, q.rate_seconds, q.rate_burst, 1, pgqueue.clock())
+                                                    - pgqueue.clock())::float8) END,
            CASE WHEN q.rate IS NOT NULL
                 THEN least(q.rate_burst, floor(q.rate_burst - q.rate / q.rate_seconds * extract(epoch FROM coalesce(
                          (SELECT r.next FROM pgqueue.rate_register r WHERE r.queue = q.name AND r.key = ''), pgqueue.clock())
