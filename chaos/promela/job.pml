@@ -316,7 +316,9 @@ init {
     atomic {
         i = 0; do :: i < 2 * INCARNATIONS -> run Server(i); i++ :: else -> break od;
         i = 0; do :: i < INCARNATIONS -> run Housekeeper(i); i++ :: else -> break od;
+#ifdef TWO_HOSTS
         run Housekeeper(0);            /* of another host: anybody may reap */
+#endif
         i = 0; do :: i < WORKERS -> run Worker(); i++ :: else -> break od;
         run Beat(); run Disaster(); run End()
     }
