@@ -143,7 +143,7 @@ def test_concurrency_across_hosts_kills_and_deploys(
 
 
 @pytest.mark.parametrize(("queue", "burst"), [("even", 1), ("bursts", 20)])
-@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.limits)])
+@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=[pytest.mark.limits, pytest.mark.timeout(900)])])
 def test_rates_across_hosts(db: Connection, history: History, workers: Workers, queue: str, burst: int, seconds: int) -> None:
     three_hosts(db, workers)
     enqueue(queue, jobs := 100 * seconds + burst)
@@ -168,7 +168,7 @@ GIVEN_OUT = 5
 
 
 @pytest.mark.parametrize(("queue", "burst"), [("even", 1), ("bursts", 20)])
-@pytest.mark.parametrize("seconds", [3, pytest.param(40, marks=pytest.mark.limits)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(40, marks=[pytest.mark.limits, pytest.mark.timeout(900)])])
 def test_rates_while_the_clock_is_set(
     db: Connection, dsn: str, history: History, workers: Workers, queue: str, burst: int, seconds: int
 ) -> None:
@@ -222,7 +222,7 @@ def by_a_true_clock(seen: list[Commit], queue: str) -> Iterator[tuple[Any, Any]]
 # ------------------------------------------------------------------------------------------------- late commits
 
 
-@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.limits)])
+@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=[pytest.mark.limits, pytest.mark.timeout(900)])])
 def test_jobs_that_are_committed_late_break_no_limit(
     db: Connection, dsn: str, history: History, workers: Workers, seconds: int
 ) -> None:

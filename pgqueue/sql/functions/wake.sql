@@ -39,14 +39,12 @@ BEGIN
     END IF;
     SELECT array_agg(w.job_id) INTO due
       FROM (SELECT w.job_id FROM pgqueue.waiting w WHERE w.until <= pgqueue.clock_bound() ORDER BY w.until LIMIT amount) w;
-    SELECT array_agg(w.job_id), max(w.job_id::text)::uuid INTO others, reached
-      FROM (SELECT w.job_id FROM pgqueue.waiting w WHERE w.job_id > after ORDER BY w.job_id LIMIT 2000) w;
-    IF coalesce(cardinality(others), 0) < 2000 THEN
-        reached := NULL;
-    END IF;
+    SELECT array_agg(w.job_id) FILTER (WHERE w.kind <> 'key'), turns || array_agg(DISTINCT w.key) FILTER (WHERE w.kind = 'key' AND w.until IS NULL),
+           CASE count(*) WHEN 2000 THEN max(w.job_id::text)::uuid END
+      INTO others, turns, reached
+      FROM (SELECT w.job_id, w.kind, w.key, w.until FROM pgqueue.waiting w WHERE w.job_id > after ORDER BY w.job_id LIMIT 2000) w;
     jobs := coalesce(jobs, '{}') || coalesce(waiters, '{}') || coalesce(due, '{}') || coalesce(others, '{}');
     moved := CASE WHEN cardinality(jobs) > 0 THEN pgqueue.wake_jobs(jobs) ELSE 0 END;
-    turns := turns || ARRAY(SELECT DISTINCT w.key FROM pgqueue.waiting w WHERE w.job_id = ANY (others) AND w.kind = 'key' AND w.until IS NULL);
     IF cardinality(turns) > 0 THEN
         moved := moved + (SELECT count(*) FROM pgqueue.next_turns(turns));
     END IF;
