@@ -97,6 +97,8 @@ class Arena:
             environment["BANK_STRIKES"] = "1"
         self.chaos = Controller(dsn, directory, TARGET, environment)
         self.hosts: list[Host] = []
+        self.killed: set[int] = set()  # processes that a fault has killed, or is about to
+        self.sigkills = 0
         self.ways: dict[int, str | None] = {}  # of each host: the DSN that it was given, if it was
         self.injected: Counter[str] = Counter()
         self.events: list[tuple[float, str, str]] = []  # when, which fault, what was done
@@ -202,11 +204,19 @@ class Arena:
     def kill(self, worker: Worker) -> bool:
         """SIGKILL to a worker, and take the time of its jobs."""
         loss = self.held(worker)
-        if not send_signal(worker.pid):
+        if not self.sigkill(worker.pid):
             return False
         self.interrupt(1)
         self.losses.append(loss._replace(kind="worker"))
         return True
+
+    def sigkill(self, *pids: int) -> int:
+        """Kill these processes. How many there were."""
+        self.killed.update(pids)
+        there = sum(map(send_signal, pids))
+        with self._lock:
+            self.sigkills += there
+        return there
 
     def interrupt(self, workers: int, paused: bool = False) -> None:
         """So many workers were broken in the middle of what they did."""

@@ -67,7 +67,7 @@ def measured(arena: Arena, name: str, seed: str) -> Result:
     [(result.jobs, result.step_commits)] = ask(
         "SELECT (SELECT count(*) FROM pgqueue.outcome), (SELECT count(*) FROM pgqueue.checkpoint)"
     )
-    result.kills = sum(1 for loss in arena.losses)
+    result.kills = arena.sigkills
     for loss in arena.losses:
         moments = [row[0] - loss.at for row in ask(_AFTERWARDS, loss.jobs, loss.at)]
         result.recoveries.setdefault(loss.kind, []).extend(moments)

@@ -30,17 +30,16 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     arena.interrupt(len(workers), paused="housekeeper" in how)
     if how == "host":
         loss = arena.held(*workers)
-        for pid in host.processes():
-            send_signal(pid)
+        arena.sigkill(*host.processes())
         arena.losses.append(loss._replace(kind="host"))
     elif how == "supervisor":
         loss = arena.held(*workers)
-        send_signal(host.pid)
+        arena.sigkill(host.pid)
         arena.losses.append(loss._replace(kind="supervisor"))
     elif how == "housekeeper":
         if keeper is None:
             return None
-        send_signal(keeper)
+        arena.sigkill(keeper)
     else:
         stopped = host.pid if how == "stop supervisor" else keeper
         if stopped is None:

@@ -37,10 +37,10 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     elif how == "killed":
         time.sleep(chance.uniform(0, 0.2))
         arena.interrupt(arena.setup.workers)
-        leaving.signal(signal.SIGKILL)
+        arena.sigkill(leaving.pid)
     code = leaving.wait(60)
     booting = "workers for" not in leaving.text()  # it cannot have said yet what SIGTERM means to it
-    if code not in (0, 75, -signal.SIGTERM if booting else 0, -signal.SIGKILL if how == "killed" else 0):
+    if code not in (0, 75, -signal.SIGTERM if booting else 0, -signal.SIGKILL if leaving.pid in arena.killed else 0):
         arena.findings.append(f"drain: a supervisor that was told to drain ({how}) ended with {code}")
     return f"drained {leaving.pid} ({how}): exit code {code}"
 

@@ -23,6 +23,7 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     producer = arena.chaos.run("chaos.workloads.producer", str(arena.journal), str(ORDERS), str(first))
     wait_for(lambda: f" {first}\n" in _written(arena) or not producer.alive, "a producer to begin")
     time.sleep(chance.uniform(0.0, 0.5))
+    arena.sigkill(producer.pid)
     producer.kill()
     return f"killed a producer, {producer.pid}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 from chaos.arena import Arena
-from chaos.processes import send_signal
 from chaos.server import OwnServer
 
 BROKEN = "All processes of all hosts are killed in one moment, and PostgreSQL crashes with them. Then both are started again."
@@ -17,7 +16,8 @@ LANE = "server"
 def inject(arena: Arena, chance: random.Random) -> str | None:
     """The hosts are started again by whoever keeps them."""
     arena.interrupt_all()
-    killed = sum(send_signal(pid) for host in list(arena.hosts) for pid in host.processes())
+    pids = [pid for host in list(arena.hosts) for pid in host.processes()]
+    killed = arena.sigkill(*pids)
     if isinstance(arena.server, OwnServer):
         arena.server.restart("immediate")
         arena.accepting()
