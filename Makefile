@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help operations demo test sweep chaos soak model mutants scale limits deploy docs lint types wheel check clean
+.PHONY: help operations demo test test-roles test-pgbouncer sweep chaos soak model mutants scale limits deploy docs lint types wheel check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +19,9 @@ CHAOS :=
 # Tests at once. Most of the time they wait for processes. Each of them starts a PostgreSQL of its own.
 AT_ONCE := 2
 
+# What the tests of other ways to the database run.
+OTHER_WAYS := tests/test_runtime.py tests/test_worker.py tests/test_waits.py tests/test_results.py tests/test_kill.py
+
 PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
 
@@ -28,13 +31,19 @@ export PGQUEUE_PG_BIN := $(CURDIR)/.pg/$(PG)/bin
 endif
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.embedded ## see it work: kill -9 a worker in the middle, and every job still runs exactly once
 	$(BIN)/pgqueue demo
 
 test: $(VENV)/.dev $(BINARIES) ## run the tests; PG=15, 16, 17 or 18 (the default); T="more arguments for pytest"
 	$(BIN)/python -m pytest -n $(AT_ONCE) --dist worksteal $(T)
+
+test-roles: $(VENV)/.dev $(BINARIES) ## run the tests of workers and producers as roles without other rights (minutes)
+	PGQUEUE_TEST_WAY=roles $(BIN)/python -m pytest $(OTHER_WAYS) $(T)
+
+test-pgbouncer: $(VENV)/.dev $(BINARIES) ## run them through PgBouncer in transaction mode (minutes)
+	PGQUEUE_TEST_WAY=pgbouncer $(BIN)/python -m pytest $(OTHER_WAYS) $(T)
 
 sweep: $(VENV)/.dev $(BINARIES) ## break pgqueue at every failpoint in every way, one by one (minutes)
 	$(BIN)/python -m pytest -m sweep $(T)

@@ -82,7 +82,11 @@ def connect(dsn: str, name: str) -> psycopg.Connection[Any]:
     params = _parameters(dsn, name)
     with _unreachable(dsn):
         conn = psycopg.Connection.connect(**params)
-        _configure(conn)
+        try:
+            _configure(conn)
+        except BaseException:
+            conn.close()
+            raise
         return conn
 
 
@@ -91,7 +95,11 @@ async def connect_async(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
     params = _parameters(dsn, name)
     with _unreachable(dsn):
         conn = await psycopg.AsyncConnection.connect(**params)
-        await _configure_async(conn)
+        try:
+            await _configure_async(conn)
+        except BaseException:
+            await conn.close()
+            raise
         return conn
 
 

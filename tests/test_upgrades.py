@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -173,6 +175,34 @@ def test_a_migrator_that_cannot_get_its_locks_lets_the_others_go_on(
         long.commit()
         thread.join(120)
         assert finished == [[SCHEMA_VERSION + 1]]
+    assert violations(bank_db) == []
+
+
+def test_a_migrator_that_is_killed_under_load_leaves_the_old_version(
+    bank_db: psycopg.Connection[Any], direct_dsn: str, next_version: Path
+) -> None:
+    """It has changed all tables, and everybody waits for it. Then it dies, and at once its changes and locks are gone."""
+    columns = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'pgqueue.job'::regclass"
+    before = bank_db.execute(columns).fetchone()
+    next_version.write_text(NEXT + "SELECT pg_sleep(200);")
+    program = (
+        "import sys, pathlib\nfrom pgqueue import migrate\nfrom pgqueue.database import connect\nfiles = migrate._files\n"
+        "migrate._files = lambda folder: [*files(folder), *[pathlib.Path(sys.argv[2])] * (folder == 'tables')]\n"
+        "migrate.migrate(connect(sys.argv[1], 'pgqueue:migrate'))\n"
+    )
+    half_way = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgqueue:migrate' AND wait_event = 'PgSleep'"
+    with load(direct_dsn) as made, psycopg.connect(direct_dsn, autocommit=True) as look:
+        wait_for(lambda: len(made) > 10, what="a load")
+        migrator = subprocess.Popen([sys.executable, "-c", program, direct_dsn, str(next_version)], cwd=ROOT)
+        try:
+            wait_for(lambda: look.execute(half_way).fetchone() == (1,), 120, what="the migrator to be half way")
+        finally:
+            migrator.kill()
+            migrator.wait()
+        done = len(made)
+        wait_for(lambda: len(made) > done + 20, what="the load to go on")
+        assert bank_db.execute(columns).fetchone() == before
+    assert states(bank_db) == {"ready": len(made)}
     assert violations(bank_db) == []
 
 
