@@ -82,7 +82,7 @@ MUTANTS = [
         (
             Edit(
                 "pgqueue/runtime/session.py",
-                "results = await self._exchange([closing, _COMMIT, *(then.calls() if then is not None else ())], view)",
+                "results = await self._exchange([closing, _COMMIT, *(self._calls(then) if then is not None else ())], view)",
                 "then, first = None, await self._exchange([_COMMIT], view)\n"
                 "        results = [*await self._exchange([closing]), *first]",
             ),
