@@ -201,3 +201,44 @@ def test_claim_and_settle_are_linear(worker: psycopg.Connection[Any]) -> None:
         assert len(held[-1]) == amount
     for verb in ("claim", "settle"):
         assert counts[verb, 1000] < 15 * counts[verb, 100], counts
+
+
+def test_jobs_that_are_not_unique_never_touch_the_keys(worker: psycopg.Connection[Any]) -> None:
+    """Not one page of that table or its indexes, from the enqueue to the outcome. Those that are pay a few of them."""
+    conn = worker
+
+    def pages() -> int:
+        conn.execute("SELECT pg_stat_force_next_flush()")
+        conn.execute("SELECT pg_stat_clear_snapshot()")
+        row = conn.execute(
+            "SELECT heap_blks_hit + heap_blks_read + coalesce(idx_blks_hit, 0) + coalesce(idx_blks_read, 0)"
+            " FROM pg_statio_user_tables WHERE relid = 'pgqueue.unique_job'::regclass"
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    conn.execute(
+        f"""INSERT INTO pgqueue.unique_job SELECT gen_random_uuid(), gen_random_uuid() FROM generate_series(1, {GROWN})"""
+    )  # type: ignore[arg-type]
+
+    def cycle() -> None:
+        enqueue(conn, 200)
+        enqueue(conn, 10, delay="1 hour")
+        jobs = claim(conn, 100)
+        assert run(conn, protocol.settle([Settlement(job, "release") for job in jobs[:50]])) == {}
+        settle(conn, jobs[50:])
+        [job] = claim(conn, 1)
+        with conn.transaction():
+            xid = run(conn, protocol.fence(job.id, job.token, 0, 0))
+            assert run(conn, protocol.finish(job.id, job.token, "1", xid))
+
+    cycle()  # the first time plans are made, which looks at the head of an index
+    before = pages()
+    cycle()
+    assert pages() == before
+    for n in range(20):
+        enqueue(conn, 1, unique={"key": str(n)})
+    held = [job for job in claim(conn, 1000) if job.policy]
+    settle(conn, held)
+    assert len(held) == 20
+    assert pages() - before < 20 * 40
