@@ -83,17 +83,18 @@ def test_only_memory_of_its_own_counts() -> None:
 
 
 def test_recycling_leaves_nothing_behind(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
-    recycle(bank_db, workers, 30)
+    recycle(bank_db, workers, 20)
 
 
 @pytest.mark.operations
+@pytest.mark.timeout(7200)
 def test_10000_recycles_leave_nothing_behind(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
-    recycle(bank_db, workers, 10_000)
+    recycle(bank_db, workers, 10_000, "--preload")
 
 
-def recycle(conn: psycopg.Connection[Any], workers: Workers, times: int) -> None:
+def recycle(conn: psycopg.Connection[Any], workers: Workers, times: int, *options: str) -> None:
     """Each job has a worker of its own. Afterwards the supervisor has what it had before."""
-    work = workers.start("tests.apps.bank:app", "-w", "2", "--max-jobs", "1")
+    work = workers.start("tests.apps.bank:app", "-w", "2", "--max-jobs", "1", *options)
     ready(conn, work, 2)
 
     def pass_through(count: int) -> None:
@@ -103,9 +104,10 @@ def recycle(conn: psycopg.Connection[Any], workers: Workers, times: int) -> None
 
     pass_through(10)
     before = footprint(work)
-    pass_through(times)
-    after = footprint(work)
-    print(f"\n{times} recycles: supervisor before {before}, after {after}")
+    for done in range(0, times, 1000):
+        pass_through(min(1000, times - done))
+        after = footprint(work)
+        print(f"\n{min(times, done + 1000)} recycles: supervisor before {before}, now {after}", flush=True)
     assert after["descriptors"] <= before["descriptors"]
     assert after["memory"] < before["memory"] + (4 << 20)
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgqueue:%'"

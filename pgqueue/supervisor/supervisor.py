@@ -92,6 +92,7 @@ class Supervisor:
                 log.info("stopped before the start")
                 return Exit.OK
             self._signals.put_back(signals)
+            self._manager.feed()
             probing.enforce_limit()
             for pid, code in self._dead([probing.pid]):
                 if pid == probing.pid:
