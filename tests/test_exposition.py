@@ -24,10 +24,11 @@ from pgqueue.config import Address
 from pgqueue.database import run
 from pgqueue.housekeeper.exposition import Exposition, Health
 from pgqueue.housekeeper.http import LONGEST_REQUEST, MOST_CLIENTS, Answer, Server
-from pgqueue.metrics import METRICS
+from pgqueue.meter import Meters
+from pgqueue.metrics import CLAIM_LOST, METRICS
 from pgqueue.slots import Order, Phase, Slots
 from tests.apps import counted
-from tests.support import Work, Workers, wait_for, worker_pids
+from tests.support import Hand, Work, Workers, wait_for, worker_pids
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -154,6 +155,19 @@ def test_counters_outlive_workers_and_the_housekeeper(counted_db: psycopg.Connec
     found = wait_for(lambda: (now := samples(port)) and value(now, "pgqueue_worker_exits_total", reason="signal") == 4 and now)
     assert value(found, "pgqueue_recovery_seconds_count") <= 4
     assert not any(v for (name, _), v in found.items() if name == "pgqueue_claim_lost_total")
+
+
+def test_a_lost_claim_is_counted(counted_db: psycopg.Connection[Any], dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    meters = Meters(1)
+    monkeypatch.setattr(counted.app, "meter", meters.meter(0))
+    hand = Hand(counted.app, dsn)
+    counted.write.enqueue()
+    [job] = hand.claim()
+    counted_db.execute("UPDATE pgqueue.running SET claim = claim + 1")
+    assert hand.run(job) is None
+    meters.admit()
+    assert (meters.read() or {})[CLAIM_LOST] == {("fence",): [1.0]}
+    hand.close()
 
 
 def test_ready_is_who_can_run_jobs(counted_db: psycopg.Connection[Any], workers: Workers) -> None:
