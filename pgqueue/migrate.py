@@ -94,8 +94,8 @@ def _try(conn: psycopg.Connection[Any], roles: bool) -> list[int]:
 
 
 def _lock(conn: psycopg.Connection[Any]) -> None:
-    """Take every table and view for ourselves before any of them is changed, or give up before the server looks for a deadlock:
-    it would let a producer or a worker fail, as likely as this one."""
+    """Take every table, and the views of them, for ourselves before any of them is changed, or give up before the server looks
+    for a deadlock: it would let a producer or a worker fail, as likely as this one."""
     names = [row[0] for row in conn.execute(_RELATIONS)]
     if names:
         conn.execute(_HURRY)
@@ -110,10 +110,21 @@ def _execute(conn: psycopg.Connection[Any], name: str, sql: str) -> None:
         raise NotPermitted(f"{error.diag.message_primary}: {_ADVICE.get(name, 'the schema belongs to another role')}") from None
 
 
-_RELATIONS = (
-    "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-    " WHERE n.nspname = 'pgqueue' AND c.relkind IN ('r', 'v') ORDER BY c.relkind DESC, c.relname"
+# Not views that look at the server's own tables, not even through another view: who locks a view locks all that it looks at.
+_RELATIONS = r"""
+WITH RECURSIVE looks AS (
+    SELECT w.ev_class AS at, d.refobjid AS what FROM pg_rewrite w
+      JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass
+     WHERE d.refobjid <> w.ev_class
+), outside AS (
+    SELECT c.oid AS at FROM pg_class c WHERE c.relkind = 'v' AND pg_get_viewdef(c.oid) ~ '\mpg_'
+     UNION
+    SELECT l.at FROM outside o JOIN looks l ON l.what = o.at
 )
+SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = 'pgqueue' AND c.relkind IN ('r', 'v') AND c.oid NOT IN (SELECT o.at FROM outside o)
+ ORDER BY c.relkind DESC, c.relname
+"""
 _HURRY = (
     "SELECT set_config('statement_timeout', least(2000, ceil(800 * seconds))::text, true)"
     " FROM extract(epoch FROM current_setting('deadlock_timeout')::interval) AS seconds"
