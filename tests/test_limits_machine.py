@@ -243,7 +243,9 @@ def conns(dsn: str, conn: Connection) -> Iterator[list[Connection]]:
         other.close()
 
 
-def look_for_trouble(conns: list[Connection], examples: int, phases: Sequence[Phase] = (Phase.generate, Phase.shrink)) -> None:
+def look_for_trouble(
+    conns: list[Connection], examples: int, phases: Sequence[Phase] = (Phase.generate, Phase.shrink), limits: Any = limits
+) -> None:
     print(f"again with PGQUEUE_TEST_SEED={SEED} PGQUEUE_TEST_EXAMPLES={examples}")
     history = History(conns[0])
 
@@ -283,30 +285,39 @@ def test_any_limits_and_any_sequence(conns: list[Connection], examples: int) -> 
 
 FUNCTIONS = Path(pgqueue.__file__).parent / "sql" / "functions"
 
-#: What is wrong: the function, its right text, and the wrong one.
-MUTANTS = {
-    "claims of a limited queue at the same time": ("lock_queues", "pg_advisory_xact_lock(", "pg_advisory_xact_lock_shared("),
-    "jobs are counted, not their costs": ("used", "coalesce(sum(r.cost), 0)", "count(*)"),
-    "the last start is forgotten": ("take_start", "greatest(r.next, take_start.moment)", "take_start.moment"),
-    "a burst at any time": ("next_start", "greatest(0, burst - cost)", "greatest(1, burst - cost)"),
-    "a young job passes those that wait for its key": ("pick_limited", "AND (f.lane % 2 = 0 OR NOT u.queued)", ""),
-    "what is given back goes to the end of its key": ("reap", "CASE WHEN d.key IS NULL THEN", "CASE WHEN true THEN"),
-    "the last of a key is woken first": ("next_turns", "ORDER BY w.pos LIMIT", "ORDER BY w.pos DESC LIMIT"),
-    "a key has one more": ("pick_limited", "<= q.per_key - u.used", "<= q.per_key - u.used + 1"),
-    "whoever fits passes who does not": (
-        "pick_limited",
-        "EXIT WHEN found >= amount OR (job",
-        "CONTINUE WHEN found >= amount OR (job",
+#: What is wrong: the function, its right text, and the wrong one, and the limits under which it shows.
+MUTANTS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "jobs are counted, not their costs": ("used", "coalesce(sum(r.cost), 0)", "count(*)", {"concurrency": 3}),
+    "the last start is forgotten": (
+        "take_start",
+        "greatest(r.next, take_start.moment)",
+        "take_start.moment",
+        {"rate": Rate(5, 1.0, 5)},
     ),
+    "a young job passes those that wait for its key": (
+        "pick_limited",
+        "AND (p.lane % 2 = 0 OR bool_or(p.queued) OVER k IS NULL)",
+        "",
+        {"per_key": 1},
+    ),
+    "what is given back goes to the end of its key": (
+        "reap",
+        "CASE WHEN d.key IS NULL THEN",
+        "CASE WHEN true THEN",
+        {"per_key": 1},
+    ),
+    "the last of a key is woken first": ("next_turns", "ORDER BY w.pos LIMIT", "ORDER BY w.pos DESC LIMIT", {"per_key": 1}),
+    "a key has one more": ("pick_limited", "<= q.per_key - max(p.used)", "<= 1 + q.per_key - max(p.used)", {"per_key": 1}),
 }
 
 
 @pytest.mark.limits
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_wrong_limit_is_noticed(conns: list[Connection], mutant: str) -> None:
-    function, right, wrong = MUTANTS[mutant]
+    function, right, wrong, limits = MUTANTS[mutant]
     text = (FUNCTIONS / f"{function}.sql").read_text()
     assert text.count(right) == 1
     conns[0].execute(text.replace(right, wrong).encode())
     with pytest.raises(AssertionError):
-        look_for_trouble(conns, 2000, [Phase.generate])
+        look_for_trouble(conns, 500, [Phase.generate], st.just(limits))
