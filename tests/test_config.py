@@ -111,7 +111,9 @@ def test_secrets_are_masked(place: Place) -> None:
     dsn = "postgresql://me:hunter2@db/shop?sslpassword=hunter2"
     place.app(dsn)
     for arguments in ((), ("shop:app",), ("shop:app", "--json"), ("--json",)):
-        said = place.pgqueue("config", *arguments, PGQUEUE_DSN=dsn, PGPASSWORD="hunter2", PGHOST="elsewhere")
+        said = place.pgqueue(
+            "config", *arguments, PGQUEUE_DSN=dsn, PGQUEUE_LISTEN_DSN=dsn, PGPASSWORD="hunter2", PGHOST="elsewhere"
+        )
         assert "hunter2" not in said
         assert "PGPASSWORD" in said
         assert "elsewhere" in said

@@ -39,7 +39,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _text(name: str, value: Value) -> str:
-    return SETTINGS[name].kind.text(masked(value.value) if name == "dsn" and value.value else value.value) or "-"
+    return SETTINGS[name].kind.text(masked(value.value) if name.endswith("dsn") and value.value else value.value) or "-"
 
 
 def _of_libpq() -> dict[str, str]:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pgqueue import database, protocol
 from pgqueue.doctor import protocol as questions
 from pgqueue.doctor.finding import Case, Finding, Severity, error, note, warning
+from pgqueue.supervisor.capacity import processors
 
 SETTINGS = (
     "in_recovery", "default_transaction_read_only", "fsync", "full_page_writes", "synchronous_commit", "statement_timeout",
@@ -61,8 +62,8 @@ def settings(case: Case) -> Iterator[Finding]:
 
 def connections(case: Case) -> Iterator[Finding]:
     """Are there enough for one more pgqueue work with these settings?"""
-    workers, threads = case.setting("workers"), case.setting("threads")
-    needed = (workers * (1 + threads) if isinstance(workers, int) else 0) + 2
+    workers, threads = case.setting("workers") or processors(), case.setting("threads")
+    needed = workers * (1 + threads) + 2
     for scope, used, possible in case.ask(questions.connections()):
         if possible is None or used + needed <= possible:
             continue
@@ -90,7 +91,7 @@ def pooler(case: Case) -> Iterator[Finding]:
         return
     with database.connect(case.dsn, "pgqueue:doctor") as other:
         shared = database.run(other, protocol.backend_pid()) == pid
-    if shared:
+    if shared and not case.setting("listen_dsn"):
         yield warning(
             "pooler",
             "there is a pooler that shares sessions between clients (transaction mode)",
@@ -99,7 +100,8 @@ def pooler(case: Case) -> Iterator[Finding]:
     else:
         yield note(
             "pooler",
-            "there is a pooler that gives each client a session of its own",
+            "there is a pooler that "
+            + ("shares sessions; the housekeeper listens elsewhere" if shared else "gives each client a session of its own"),
             "it does no harm; its limits of connections come before those of the server",
         )
 
