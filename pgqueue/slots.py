@@ -66,10 +66,10 @@ class Ticks:
     def __init__(self, cells: memoryview) -> None:
         self._cells = cells
 
-    def tick(self) -> None:
-        """The loop goes round."""
+    def tick(self, rest: float = 0.0) -> None:
+        """The loop goes round, or will after so many seconds of rest: until then it does not stand still."""
         self._cells[1] = 0
-        self._cells[0] = time.monotonic_ns()
+        self._cells[0] = time.monotonic_ns() + int(rest * 1e9)
 
     def ask(self) -> None:
         """From now until the next tick the loop may wait for the database, and who knows how long that takes."""
@@ -84,7 +84,7 @@ class Ticks:
     def age(self) -> float:
         """Seconds since the last tick. Infinite before the first."""
         at = self._cells[0]
-        return (time.monotonic_ns() - at) / 1e9 if at else float("inf")
+        return max(0.0, (time.monotonic_ns() - at) / 1e9) if at else float("inf")
 
 
 class Slot:

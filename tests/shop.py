@@ -37,7 +37,9 @@ class Shop:
         (self.path / "shop.py").write_text(SHOP.format(answer=answer) + more + "\n" * (len(answer) + len(more)))
 
     def start(self, *options: str) -> Work:
-        return self._workers.start("shop:app", *options, env={"PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1"})
+        return self._workers.start(
+            "shop:app", *options, env={"PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1", "PGQUEUE_WORKERS": ""}
+        )
 
     def enqueue(self, name: str = "answer", input: str = "{}") -> str:
         row = self._conn.execute("SELECT pgqueue.enqueue_workflow(%s, %s, queue => 'default')", (name, input)).fetchone()

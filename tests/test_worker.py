@@ -216,6 +216,8 @@ def test_slots_are_shared_with_children_and_survive_them() -> None:
 def test_ticks_tell_how_old_they_are_and_whether_the_database_is_asked() -> None:
     slots = Slots(1)
     assert slots.supervisor.age == float("inf")
+    slots.supervisor.tick(rest=60)
+    assert slots.supervisor.age == 0.0
     pid = os.fork()
     if pid == 0:
         slots.supervisor.tick()

@@ -224,6 +224,7 @@ class Claims(threading.Thread):
 
     def _wait(self, seconds: float | None) -> None:
         seconds = LONGEST_SLEEP if seconds is None else min(seconds, LONGEST_SLEEP)
+        self._slot.ticks.tick(seconds)
         if select.select([self._wake_read], [], [], seconds)[0]:
             self._called = b"." in os.read(self._wake_read, 4096)
 
@@ -245,9 +246,7 @@ class Claims(threading.Thread):
             self._slot.announce(token)
             failpoint("claim.before")
             claiming = [protocol.newest_position(), self._claim(token, want, queues)]
-        self._slot.ticks.ask()
         answers = self._send(conn, settling, claiming)
-        self._slot.ticks.tick()
         if batch:
             settled = answers.pop(0)
             if isinstance(settled, psycopg.Error):
@@ -268,9 +267,11 @@ class Claims(threading.Thread):
         """Each group is a transaction. All are one message: in the middle of one, a job that keeps the interpreter from us would
         leave a transaction open."""
         groups = tuple(group for group in groups if group)
+        self._slot.ticks.ask()
         with conn.lock:
             self._wire.send(*groups)
             results = conn.wait(self._wire.answers())
+        self._slot.ticks.tick()
         calls = [call for group in groups for call in group]
         return [answer(conn, call, result) for call, result in zip(calls, results, strict=True)]
 
