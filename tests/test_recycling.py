@@ -108,7 +108,7 @@ def recycle(conn: psycopg.Connection[Any], workers: Workers, times: int, *option
         pass_through(min(1000, times - done))
         after = footprint(work)
         print(f"\n{min(times, done + 1000)} recycles: supervisor before {before}, now {after}", flush=True)
-    assert after["descriptors"] <= before["descriptors"]
+    assert after["descriptors"] <= before["descriptors"] + 2  # one for each worker, and workers come and go
     assert after["memory"] < before["memory"] + (4 << 20)
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgqueue:%'"
     wait_for(lambda: conn.execute(sessions).fetchone()[0] <= 7, what="no connection to be left")  # type: ignore[index]
