@@ -19,6 +19,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import conninfo
 
+from chaos.databases import memory
 from chaos.waiting import wait_for
 from pgqueue.embedded import Embedded
 from pgqueue.embedded.binaries import environment, own_directory
@@ -33,8 +34,6 @@ SETTINGS = {
     "hot_standby": "on",
     "client_connection_check_interval": "5s",
 }
-
-ROOM = 4 << 30  # bytes
 
 
 class Copy(Embedded):
@@ -57,20 +56,13 @@ class Copy(Embedded):
         shutil.copy2(source.home / "password", self.home / "password")
 
 
-def _memory() -> Path | None:
-    """Where a file system in memory has room: the suite breaks servers, not machines, and a crashed server that has to fsync a
-    thousand files first is away for long where disks are busy. None: the usual place for temporary files."""
-    memory = Path("/dev/shm")
-    return memory if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM else None
-
-
 class OwnServer:
     """The server of one run, and those that take its place."""
 
     own = True
 
     def __init__(self, version: int | None = None) -> None:
-        self._place = Path(tempfile.mkdtemp(prefix="pgqueue-chaos-", dir=_memory()))
+        self._place = Path(tempfile.mkdtemp(prefix="pgqueue-chaos-", dir=memory()))
         self.directory = self._place
         self.place = f"{self._place.parent}, fsync on"
         self._place.chmod(0o755)

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from chaos.databases import COPY, memory
 from pgqueue import migrate
 from pgqueue.database import connect, run
 from pgqueue.embedded import Embedded
@@ -24,7 +25,7 @@ from tests.support import Server, Way, Workers, as_roles, database_of
 SETTINGS = {
     "max_connections": "200",
     "wal_level": "logical",
-    "max_wal_size": "4GB",
+    "max_wal_size": "1GB",
     "checkpoint_timeout": "1h",
     "autovacuum_naptime": "10s",
 }
@@ -37,7 +38,7 @@ def server() -> Iterator[Server]:
     if given:
         yield Server(given, None)
         return
-    with tempfile.TemporaryDirectory(prefix="pgqueue-tests-", ignore_cleanup_errors=True) as home:
+    with tempfile.TemporaryDirectory(prefix="pgqueue-tests-", ignore_cleanup_errors=True, dir=memory()) as home:
         embedded = Embedded(Path(home) / "data", settings=SETTINGS)
         dsn = embedded.start()
         try:
@@ -87,7 +88,7 @@ def way(server: Server, template: str, request: pytest.FixtureRequest) -> Way:
 @pytest.fixture
 def direct_dsn(server: Server, template: str, way: Way) -> Iterator[str]:
     """A fresh database with the schema installed, as its owner and without anything in between."""
-    with fresh_database(server, f"TEMPLATE {template}") as dsn:
+    with fresh_database(server, f"TEMPLATE {template} {COPY}") as dsn:
         yield dsn
 
 

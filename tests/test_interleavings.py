@@ -20,6 +20,7 @@ import pytest
 from psycopg import errors
 
 import pgqueue
+from chaos.databases import COPY
 from chaos.interleaver import Connection, Interleaver, Order, Program, Results
 from pgqueue import protocol
 from pgqueue.database import run
@@ -34,7 +35,7 @@ def dsn(server: Server, template: str) -> Iterator[str]:
     """One database for all races. Nobody here crashes the server, so nobody waits for its disk."""
     name = f"pgqueue_races_{os.getpid()}"
     with psycopg.connect(server.dsn, autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        conn.execute(f"CREATE DATABASE {name} TEMPLATE {template} {COPY}")
         conn.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
     dsn = database_of(server.dsn, name)
     with psycopg.connect(dsn, autocommit=True) as conn:
@@ -44,6 +45,12 @@ def dsn(server: Server, template: str) -> Iterator[str]:
     yield dsn
     with psycopg.connect(server.dsn, autocommit=True) as conn:
         conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def direct_dsn(dsn: str) -> str:
+    """Where ``conn`` looks."""
+    return dsn
 
 
 @pytest.fixture(scope="module")

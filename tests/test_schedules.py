@@ -26,6 +26,7 @@ from cronsim import CronSim
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from chaos.databases import COPY
 from chaos.interleaver import Interleaver, Program
 from pgqueue import App, Queue, current, protocol
 from pgqueue.cli.commands import cli
@@ -672,7 +673,7 @@ def simulated(server: Server, template: str) -> Iterator[tuple[Clock, str]]:
     """A database with a clock of its own, in which nobody waits for the disk, because nobody here crashes the server."""
     name = f"pgqueue_ticks_{os.getpid()}"
     with psycopg.connect(server.dsn, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} {COPY}")
         admin.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
     dsn = database_of(server.dsn, name)
     with connect(dsn, "tests") as conn:
