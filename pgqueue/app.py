@@ -233,6 +233,8 @@ class App:
         said["aliases"] = tuple(said.get("aliases", ()))
         if said.get("timeout") is not None:
             said["timeout"] = seconds(said["timeout"])
+            if said["timeout"] < 0.001:
+                raise ValueError(f"{said['name']}: timeout={said['timeout']:g}: at least a millisecond")
         if not isinstance(said.get("version", 1), int) or said.get("version", 1) < 1:
             raise ValueError(f"version={said['version']!r}: a whole number, from 1 on")
         _check_on_failure(said.get("on_failure"))

@@ -15,7 +15,7 @@ from pgqueue.context import Run, Wait, joined_run
 from pgqueue.errors import BadValue, OutsideJob
 from pgqueue.functions import Call
 from pgqueue.retry import Duration, seconds
-from pgqueue.values import Codec
+from pgqueue.values import Codec, key_text
 
 T = TypeVar("T")
 LAST_YEAR = 9999
@@ -26,12 +26,6 @@ def _run(what: str) -> Run:
     if run is None:
         raise OutsideJob(f"{what} was called outside of a running job: it is for the body of a workflow")
     return run
-
-
-def _key(key: str, what: str) -> str:
-    if not isinstance(key, str) or not 1 <= len(key.encode()) <= 512 or "\0" in key:
-        raise BadValue(f"{what} {key!r} has to be a text of 1 to 512 bytes")
-    return key
 
 
 class Sleep:
@@ -83,7 +77,7 @@ class WaitEvent:
 
     @staticmethod
     def _wait(key: str, timeout: Duration | None) -> Wait:
-        return Wait("event", _key(key, "the key"), None if timeout is None else seconds(timeout), f"wait_event({key!r})")
+        return Wait("event", key_text(key, "the key"), None if timeout is None else seconds(timeout), f"wait_event({key!r})")
 
 
 class Receive:
@@ -99,7 +93,7 @@ class Receive:
 
     @staticmethod
     def _wait(topic: str, timeout: Duration | None) -> Wait:
-        return Wait("message", _key(topic, "the topic"), None if timeout is None else seconds(timeout), f"receive({topic!r})")
+        return Wait("message", key_text(topic, "the topic"), None if timeout is None else seconds(timeout), f"receive({topic!r})")
 
 
 class Gather:
@@ -140,11 +134,11 @@ class Patched:
 
     def __call__(self, name: str) -> bool:
         """Is this job to run the new code? True for one that comes here for the first time, and from then on."""
-        return _run("patched()").patched(_key(name, "the name"))
+        return _run("patched()").patched(key_text(name, "the name"))
 
     def aio(self, name: str) -> Coroutine[Any, Any, bool]:
         """The same in an ``async def`` workflow, to be awaited."""
-        return _run("patched()").apatched(_key(name, "the name"))
+        return _run("patched()").apatched(key_text(name, "the name"))
 
 
 class Stream:
@@ -156,11 +150,11 @@ class Stream:
 
         Errors: BadValue for what cannot be stored; OutsideJob outside of a job.
         """
-        _run("stream.write()").write(_key(name, "the name of a stream"), _json(value))
+        _run("stream.write()").write(key_text(name, "the name of a stream"), _json(value))
 
     def awrite(self, value: Any, name: str = "default") -> Coroutine[Any, Any, None]:
         """The same in async code, to be awaited."""
-        return _run("stream.awrite()").awrite(_key(name, "the name of a stream"), _json(value))
+        return _run("stream.awrite()").awrite(key_text(name, "the name of a stream"), _json(value))
 
 
 def _json(value: Any) -> str:

@@ -113,6 +113,16 @@ def describe_options(options: Options) -> dict[str, Any]:
             wanted["run_at"] = value.isoformat()
         elif option in ("timeout", "expires"):
             wanted[option] = seconds(typing.cast(Duration, value))
+            if option == "timeout" and wanted[option] < 0.001:
+                raise BadValue(f"timeout={value!r}: at least a millisecond")
+        elif option in ("priority", "cost", "max_crashes"):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{option}={value!r}: a whole number")
+            wanted[option] = value
+        elif option in ("key", "id"):
+            if not isinstance(value, str):
+                raise TypeError(f"{option}={value!r}: a text")
+            wanted[option] = value
         elif option == "meta":
             if not isinstance(value, dict):
                 raise TypeError(f"meta={value!r}: give a dict")

@@ -17,6 +17,7 @@ import msgspec
 from pgqueue.ids import Process
 from pgqueue.model import ClaimedJob, Settlement
 from pgqueue.schedules import Due, Plan
+from pgqueue.values import key_text
 
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
@@ -72,11 +73,12 @@ def rerun(job: str, from_step: int, new_id: str, by: str | None = None) -> Call[
 
 def send_event(key: str, value: str) -> Call[bool]:
     """``value``: JSON. True: this was the first of its key, and counts."""
-    return Call("SELECT pgqueue.send_event(%s, %s::json)", (key, value), _first)
+    return Call("SELECT pgqueue.send_event(%s, %s::json)", (key_text(key, "the key of an event"), value), _first)
 
 
 def send_message(job: str, topic: str, value: str) -> Call[str]:
     """``sent``, ``ended`` or ``unknown``."""
+    topic = key_text(topic, "the topic of a message")
     return Call("SELECT pgqueue.send_message(%s::uuid, %s, %s::json)", (job, topic, value), _first)
 
 
@@ -482,6 +484,7 @@ def write_stream(job: str, token: int | None, name: str, values: Sequence[str]) 
 
 def read_stream(job: str, name: str, after: int, amount: int) -> Call[Rows]:
     """Rows of (position, JSON text)."""
+    name = key_text(name, "the name of a stream")
     return Call("SELECT pos, value FROM pgqueue.read_stream(%s::uuid, %s, %s, %s)", (job, name, after, amount), _rows)
 
 

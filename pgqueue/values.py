@@ -75,6 +75,13 @@ or give it a type hint that says how to read it back.
             raise BadValue(f"{what} cannot be read: {_reason(error)}") from None
 
 
+def key_text(key: object, what: str) -> str:
+    """The key of an event, or the like. BadValue unless it is a text of 1 to 512 bytes."""
+    if not isinstance(key, str) or "\0" in key or not 1 <= len(key.encode("utf-8", "replace")) <= 512:
+        raise BadValue(f"{what} {key!r} has to be a text of 1 to 512 bytes, without NUL")
+    return key
+
+
 class InputCodec(Codec):
     """The input of a function: its arguments by name, checked against its parameters in one go.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import pytest
 from chaos.history import Commit, History, impossible, starts
 from chaos.oracles import concurrency, key_order, rates
 from chaos.workloads import limited
+from pgqueue import Rate
 from pgqueue.database import connect
 from tests.support import Work, Workers, kill, states, violations, wait_for, worker_pids
 
@@ -319,3 +321,16 @@ def test_a_small_tenant_is_not_delayed_by_large_ones(
 
 
 JOB = 0.05  # seconds that a job takes: workers with one thread claim no second one ahead
+
+
+def test_a_look_that_comes_late_does_not_slow_a_rate_down(db: Connection, history: History, workers: Workers) -> None:
+    """Workers rest between two starts, and the housekeeper wakes them for the next. Once it is late, that must not stay so."""
+    work = workers.start(APP, "-w", "2")
+    [housekeeper] = wait_for(lambda: len(worker_pids(db, work)) == 2 and set(work.children()) - set(worker_pids(db, work)))
+    limited.app.limit("even", rate=Rate(10, per="1s"))
+    enqueue("even", 50)
+    wait_for(lambda: states(db).get("succeeded", 0) > 5, what="a beginning")
+    kill(housekeeper, signal.SIGSTOP)
+    time.sleep(0.5)  # so late
+    kill(housekeeper, signal.SIGCONT)
+    wait_for(lambda: all_done(db, 50), 25, "all: 5 s, or one a second")

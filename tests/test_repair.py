@@ -356,6 +356,42 @@ def test_children_that_ended_with_their_parent_come_back_with_it(
     assert violations(conn) == []
 
 
+def test_a_rerun_takes_the_children_along_that_it_has_kept_and_leaves_them_to_who_lives(
+    family: Any, app: App, conn: psycopg.Connection[Any], hand: Any
+) -> None:
+    parent, broken = family
+    broken.clear()
+    job = parent.enqueue(12, 3)
+    worker = hand()
+    drain(worker)
+    sleeper = app.job(child_id(job.id, 5, 1))
+
+    def end(what: Any) -> None:
+        assert what.cancel()
+        for _ in range(3):
+            run(conn, protocol.cancel_waiting())
+        assert what.status() == "cancelled"
+
+    end(job)
+    assert sleeper.status() == "cancelled"
+    again = job.rerun(from_step=5)
+    drain(worker)
+    assert sleeper.status() == "scheduled"
+    assert job.requeue()
+    drain(worker)
+    end(job)  # the rerun waits for them
+    assert sleeper.status() == "scheduled"
+    end(again)
+    assert sleeper.status() == "cancelled"
+    assert again.requeue()
+    drain(worker)
+    assert sleeper.status() == "scheduled"
+    worker.drain()
+    worker.drain()
+    assert len(again.result(timeout=5)) == 5
+    assert violations(conn) == []
+
+
 def test_a_child_that_was_cancelled_by_itself_stays_so(family: Any, app: App, hand: Any) -> None:
     parent, broken = family
     broken.clear()

@@ -369,6 +369,27 @@ def test_what_somebody_wrote_into_the_table_and_cannot_be_read(app: App, conn: p
         job.result(timeout=1)
 
 
+def test_keys_and_topics_are_texts(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.workflow(name="idle")
+    def idle() -> None: ...
+
+    job = idle.enqueue()
+    for key in (7, 1.5, "", "a\0b", "x" * 513):
+        with pytest.raises(BadValue, match="has to be a text of 1 to 512 bytes"):
+            app.client.send_event(key)  # type: ignore[arg-type]
+        with pytest.raises(BadValue, match="has to be a text of 1 to 512 bytes"):
+            job.send(key, 1)  # type: ignore[arg-type]
+    with pytest.raises(BadValue, match="the name of a stream 7 has to be a text"):
+        list(job.stream(7, follow=False))  # type: ignore[arg-type]
+    for options in ({"key": 7}, {"id": 7}, {"priority": 1.5}, {"cost": True}, {"max_crashes": "x"}):
+        with pytest.raises(TypeError, match=next(iter(options))):
+            idle.options(**options)  # type: ignore[arg-type]
+    with pytest.raises(BadValue, match="at least a millisecond"):
+        idle.options(timeout=0)
+    with pytest.raises(ValueError, match="at least a millisecond"):
+        app.step(name="s", timeout=0)(lambda: None)
+
+
 def test_what_cannot_be_a_key_or_a_value(app: App, conn: psycopg.Connection[Any]) -> None:
     for key, value in [("", 1), ("x" * 600, 1), ("a", float("nan")), ("a", "\0"), ("a", "x" * (1 << 21))]:
         with pytest.raises(BadValue):

@@ -36,6 +36,7 @@ from pgqueue.supervisor.child import Death
 
 log = logging.getLogger(__name__)
 EARLY = 0.04  # seconds; claims look 50 ms ahead
+AGAIN = 0.1  # seconds until the next look while there is work and workers rest: after one that came late, the rate is kept again
 SELDOM = 30.0  # seconds until a duty is done though nobody has seen a reason for it
 PROMOTE_AT_ONCE = WAKE_AT_ONCE = 5000
 PRUNE_AT_ONCE = 500
@@ -303,7 +304,7 @@ class Housekeeper:
             return self._rest()
         if seen.work_in <= EARLY:
             self._wake_idle()
-            return self._rest() if seen.work_in == 0 else EARLY
+            return min(self._rest(), AGAIN) if seen.work_in == 0 else EARLY
         return min(self._rest(), seen.work_in - EARLY / 2)
 
     def _soon(self, duty: Callable[[psycopg.Connection[Any]], float], seconds: float | None) -> None:
