@@ -1042,6 +1042,7 @@ def test_three_supervisors_for_a_year_with_kills_and_a_clock_that_steps(
     its one effect."""
     dice = random.Random(os.environ.get("SEED", "2026"))
     conn.execute(year.TABLES)  # type: ignore[call-overload]
+    conn.execute("UPDATE pgqueue.retention SET seconds = 'infinity'")  # a year is to be seen, not a week
     run(conn, year.app.registration())
 
     def start(place: str) -> Any:
