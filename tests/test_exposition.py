@@ -127,7 +127,7 @@ def test_everything_is_counted(counted_db: psycopg.Connection[Any], workers: Wor
     _, text = get(port, "/metrics", "application/openmetrics-text; version=1.0.0")
     assert text.endswith("# EOF\n")
     assert {s.name for family in parse_openmetrics(text) for s in family.samples} >= {name for name, _ in found}
-    if promtool := shutil.which("promtool"):
+    if promtool := shutil.which("promtool", path=f"{os.environ['PATH']}:/usr/local/bin:/usr/bin"):
         checked = subprocess.run([promtool, "check", "metrics"], input=get(port, "/metrics")[1], text=True, capture_output=True)
         assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
     else:

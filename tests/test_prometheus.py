@@ -77,7 +77,7 @@ class Prometheus:
 
 @pytest.fixture
 def prometheus() -> str:
-    found = shutil.which("prometheus")
+    found = shutil.which("prometheus", path=f"{os.environ['PATH']}:/usr/local/bin:/usr/bin")
     if found is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("prometheus is not installed: apt install prometheus")
     return found
