@@ -13,7 +13,7 @@ import psycopg
 from psycopg import conninfo
 
 ROOM = 4 << 30  # bytes
-COPY = "STRATEGY file_copy"  # a third of the time that it takes through the log, where files are in memory; nowhere longer
+COPY = "STRATEGY file_copy"  # a tenth of the time through the log where files are in memory; on a disk a little more
 
 
 def memory() -> Path | None:
