@@ -22,7 +22,8 @@ BEGIN
     pruned := 0;
     SELECT w.* INTO walk FROM pgqueue.prune_walk w WHERE w.look_at <= stamp ORDER BY w.look_at LIMIT 1 FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
-        SELECT greatest(1, least(60, extract(epoch FROM min(w.look_at) - stamp))) INTO next_look FROM pgqueue.prune_walk w;
+        SELECT least(60, greatest(1, extract(epoch FROM greatest(min(w.look_at), stamp) - stamp))) INTO next_look
+          FROM pgqueue.prune_walk w;                         -- -infinity: another host is at it, and PostgreSQL 15 has no infinite interval
         RETURN;
     END IF;
     SELECT min(r.seconds) INTO shortest FROM pgqueue.retention r
