@@ -23,12 +23,12 @@ import psycopg
 import pytest
 import yaml
 
+from chaos.pooler import Pooler
 from pgqueue import App, Queue, migrate
 from pgqueue.config import SETTINGS, Exit, WorkSettings
 from pgqueue.database import connect, run
 from pgqueue.embedded import Embedded
 from pgqueue.supervisor.supervisor import FAREWELL
-from tests.bouncer import bouncer
 from tests.support import ROOT, Hand, database_of
 from tests.test_cli import pgqueue
 
@@ -270,19 +270,20 @@ def test_a_server_starts_with_the_settings_and_the_doctor_likes_them() -> None:
             server.remove()
 
 
+@pytest.mark.usefixtures("pgbouncer")
 def test_pgbouncer_as_in_the_example(dsn: str, conn: psycopg.Connection[Any]) -> None:
     """Producers through sessions that they share, workers through their own."""
     config = (DEPLOY / "pgbouncer" / "pgbouncer.ini").read_text()
-    config = config.replace("host=127.0.0.1 port=5432 dbname=shop", "{server}")
-    config = re.sub(r"^auth_file.*$", "", config, flags=re.MULTILINE)
-    with bouncer(config, dsn) as pooler:
-        workers = pgqueue("work", "tests.apps.bank:app", "--burst", dsn=database_of(pooler, "shop_workers"))
+    config = config.replace("host=127.0.0.1 port=5432 dbname=shop", f"{{server}} dbname={conn.info.dbname}")
+    with Pooler(dsn, config) as pooler:
+        shop, shop_workers = (database_of(pooler.dsn(dsn), name) for name in ("shop", "shop_workers"))
+        workers = pgqueue("work", "tests.apps.bank:app", "--burst", dsn=shop_workers)
         assert workers.returncode == 0, workers.stderr
         from tests.apps.bank import noop
 
-        app = App(database_of(pooler, "shop"))
+        app = App(shop)
         jobs = [app.client.enqueue(noop.name, {}, queue="default") for _ in range(20)]
         app.close()
-        workers = pgqueue("work", "tests.apps.bank:app", "--burst", dsn=database_of(pooler, "shop_workers"))
+        workers = pgqueue("work", "tests.apps.bank:app", "--burst", dsn=shop_workers)
         assert workers.returncode == 0, workers.stderr
         assert conn.execute("SELECT count(*) FROM pgqueue.jobs WHERE state = 'succeeded'").fetchone() == (len(jobs),)

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from chaos.pooler import Pooler
 from pgqueue import App, Queue, migrate, protocol
 from pgqueue.database import connect, run
 from pgqueue.doctor import tables
@@ -22,7 +23,6 @@ from pgqueue.doctor.examine import CHECKS, examine
 from pgqueue.doctor.finding import Case, Finding
 from pgqueue.embedded import Embedded
 from pgqueue.settings import resolve
-from tests.bouncer import bouncer
 from tests.support import ROOT, Hand, Workers, database_of, later, wait_for
 from tests.test_cli import pgqueue
 from tests.test_docs import code, section, table
@@ -259,12 +259,13 @@ def test_connections(dsn: str, conn: psycopg.Connection[Any]) -> None:
             assert name in found(dsn, "connections", "warning", "log in as different roles").what
 
 
+@pytest.mark.usefixtures("pgbouncer")
 def test_a_pooler(dsn: str) -> None:
-    pools = "own = {server} pool_mode=session\nshared = {server} pool_mode=transaction\n"
-    config = f"[databases]\n{pools}[pgbouncer]\nlisten_port = 6432\n"
-    with bouncer(config, dsn) as pooler:
-        found(database_of(pooler, "own"), "pooler", "note", "a session of its own")
-        found(database_of(pooler, "shared"), "pooler", "warning", "shares sessions")
+    name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+    pools = "".join(f"{mode} = {{server}} dbname={name} pool_mode={mode}\n" for mode in ("session", "transaction"))
+    with Pooler(dsn, f"[databases]\n{pools}[pgbouncer]\n") as pooler:
+        found(database_of(pooler.dsn(dsn), "session"), "pooler", "note", "a session of its own")
+        found(database_of(pooler.dsn(dsn), "transaction"), "pooler", "warning", "shares sessions")
 
 
 def test_clocks(dsn: str, conn: psycopg.Connection[Any]) -> None:

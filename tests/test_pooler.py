@@ -11,12 +11,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from chaos.pooler import Pooler
 from pgqueue import App
 from pgqueue.database import connect, is_pooled
 from pgqueue.errors import Configuration
 from pgqueue.listening import Listener
 from tests.apps import bank
-from tests.pooler import Pooler
 from tests.support import Hand, Workers, kill, states, wait_for, worker_pids
 from tests.test_kill import check_ledger
 
