@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ import pytest
 
 from chaos.databases import COPY, memory
 from chaos.pooler import Pooler, program
-from pgqueue import migrate
+from pgqueue import App, migrate
 from pgqueue.database import connect, run
 from pgqueue.embedded import Embedded
 from tests.apps import bank
 from tests.shop import Shop
-from tests.support import Server, Way, Workers, as_roles, database_of
+from tests.support import Hand, Server, Way, Workers, as_roles, database_of
 
 #: The server that the tests crash and restart, and what makes that quick without making it untrue.
 SETTINGS = {
@@ -39,6 +39,7 @@ def server() -> Iterator[Server]:
         yield Server(given, None)
         return
     with tempfile.TemporaryDirectory(prefix="pgqueue-tests-", ignore_cleanup_errors=True, dir=memory()) as home:
+        Path(home).chmod(0o711)  # root's server runs as another account, and would live elsewhere: on a disk
         embedded = Embedded(Path(home) / "data", settings=SETTINGS)
         dsn = embedded.start()
         try:
@@ -127,6 +128,28 @@ def conn(direct_dsn: str) -> Iterator[psycopg.Connection[Any]]:
     """An autocommit connection to the fresh database."""
     with connect(direct_dsn, "tests") as conn:
         yield conn
+
+
+@pytest.fixture
+def app(dsn: str) -> Iterator[App]:
+    """An App on the fresh database, without any functions yet."""
+    app = App(dsn)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def hand(app: App, dsn: str) -> Iterator[Callable[[], Hand]]:
+    """Makes workers by hand, for when the functions are there."""
+    hands: list[Hand] = []
+
+    def make() -> Hand:
+        hands.append(Hand(app, dsn))
+        return hands[-1]
+
+    yield make
+    for one in hands:
+        one.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import conninfo
 
+from chaos import waiting
 from pgqueue import App, migrate, protocol
 from pgqueue.colour import blocking
 from pgqueue.database import connect, run
@@ -33,14 +33,7 @@ ROOT = Path(__file__).parent.parent
 
 def wait_for(condition: Callable[[], T], seconds: float = 60, what: str = "") -> T:
     """The condition's first true value. Fails after the deadline, which is ten times what is promised."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what or condition.__name__}")
-        time.sleep(0.01)
+    return waiting.wait_for(condition, what or condition.__name__, seconds)
 
 
 def database_of(dsn: str, name: str) -> str:
@@ -237,6 +230,15 @@ class Hand:
             self.loop.run(self.app.aclose())
         self.loop.close()
         self.conn.close()
+
+
+def drain(app: App, dsn: str) -> int:
+    """All that is ready or due, on one connection, one job after the other: each finds what the one before it has left behind."""
+    hand = Hand(app, dsn)
+    try:
+        return hand.drain()
+    finally:
+        hand.close()
 
 
 def violations(conn: psycopg.Connection[Any]) -> list[Any]:

@@ -10,7 +10,6 @@ import contextvars
 import gc
 import logging
 import threading
-from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -33,31 +32,16 @@ from pgqueue import (
 )
 from pgqueue.context import process
 from pgqueue.errors import BadValue, DatabaseUnreachable, OutsideJob, TransactionMisused, UnknownQueue, UnknownWorkflow
-from tests.support import Hand, Server, violations, wait_for
+from tests.support import Hand, Server, drain, violations, wait_for
 
 ONCE = Retry(1)
 NEVER_AWAITED = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 
 
 @pytest.fixture
-def app(dsn: str) -> Iterator[App]:
-    app = App(dsn)
-    yield app
-    app.close()
-
-
-@pytest.fixture
 def calls(conn: psycopg.Connection[Any]) -> list[Any]:
     conn.execute("CREATE TABLE mark (what text)")
     return []
-
-
-def drain(app: App, dsn: str) -> None:
-    hand = Hand(app, dsn)
-    try:
-        hand.drain()
-    finally:
-        hand.close()
 
 
 async def mark(tx: psycopg.AsyncConnection[Any], what: str) -> None:

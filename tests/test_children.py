@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -20,25 +19,9 @@ colour, pytest_generate_tests = both.colour, both.pytest_generate_tests
 
 
 @pytest.fixture
-def app(dsn: str, conn: psycopg.Connection[Any]) -> Iterator[App]:
+def app(app: App, conn: psycopg.Connection[Any]) -> App:
     conn.execute("CREATE TABLE effect (what text)")
-    app = App(dsn)
-    yield app
-    app.close()
-
-
-@pytest.fixture
-def hand(app: App, dsn: str) -> Iterator[Any]:
-    """A worker, made when the functions are there."""
-    hands: list[Hand] = []
-
-    def make() -> Hand:
-        hands.append(Hand(app, dsn))
-        return hands[-1]
-
-    yield make
-    for one in hands:
-        one.close()
+    return app
 
 
 def count(conn: psycopg.Connection[Any], query: str) -> int:

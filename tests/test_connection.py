@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -20,26 +19,15 @@ from psycopg.types.json import JsonbDumper
 from pgqueue import App, JobFailed, Retry
 from pgqueue.errors import TransactionMisused
 from tests import both
-from tests.support import Hand, violations, wait_for
+from tests.support import Hand, drain, violations, wait_for
 
 colour, pytest_generate_tests = both.colour, both.pytest_generate_tests
 
 
 @pytest.fixture
-def app(dsn: str, conn: psycopg.Connection[Any]) -> Iterator[App]:
+def app(app: App, conn: psycopg.Connection[Any]) -> App:
     conn.execute("CREATE TABLE mark (what text)")
-    app = App(dsn)
-    yield app
-    app.close()
-
-
-def drain(app: App, dsn: str) -> None:
-    """All on one connection, one job after the other, so that each finds what the one before it has left behind."""
-    hand = Hand(app, dsn)
-    try:
-        hand.drain()
-    finally:
-        hand.close()
+    return app
 
 
 def mark(tx: psycopg.Connection[Any], what: str) -> None:

@@ -12,25 +12,10 @@ import pytest
 from pgqueue import App, JobFailed, Retry, StepFailed, current
 from pgqueue.context import Current
 from tests import both
-from tests.support import Hand, violations
+from tests.support import drain, violations
 
 colour, pytest_generate_tests = both.colour, both.pytest_generate_tests
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
-
-
-@pytest.fixture
-def app(dsn: str) -> Iterator[App]:
-    app = App(dsn)
-    yield app
-    app.close()
-
-
-def drain(app: App, dsn: str) -> None:
-    hand = Hand(app, dsn)
-    try:
-        hand.drain()
-    finally:
-        hand.close()
 
 
 def test_order_and_context(app: App, dsn: str) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -21,25 +20,9 @@ from tests.test_cli import pgqueue, refused
 
 
 @pytest.fixture
-def app(dsn: str, conn: psycopg.Connection[Any]) -> Iterator[App]:
+def app(app: App, conn: psycopg.Connection[Any]) -> App:
     conn.execute("CREATE TABLE effect (what text)")
-    app = App(dsn)
-    yield app
-    app.close()
-
-
-@pytest.fixture
-def hand(app: App, dsn: str) -> Iterator[Any]:
-    """A worker, made when the functions are there."""
-    hands: list[Hand] = []
-
-    def make() -> Hand:
-        hands.append(Hand(app, dsn))
-        return hands[-1]
-
-    yield make
-    for one in hands:
-        one.close()
+    return app
 
 
 def one(conn: psycopg.Connection[Any], query: str) -> Any:

@@ -32,18 +32,11 @@ from pgqueue.database import connect
 from pgqueue.database import run as run_call
 from pgqueue.errors import BadValue, OutsideJob
 from tests import both
-from tests.support import Hand, states, violations
+from tests.support import Hand, drain, states, violations
 
 colour, pytest_generate_tests = both.colour, both.pytest_generate_tests
 
 NO_WAIT = Retry(3, backoff=0.01)
-
-
-@pytest.fixture
-def app(dsn: str) -> Iterator[App]:
-    app = App(dsn)
-    yield app
-    app.close()
 
 
 @pytest.fixture
@@ -58,14 +51,6 @@ def hand(app: App, dsn: str) -> Iterator[list[Hand]]:
     hands: list[Hand] = []
     yield hands
     for hand in hands:
-        hand.close()
-
-
-def drain(app: App, dsn: str) -> int:
-    hand = Hand(app, dsn)
-    try:
-        return hand.drain()
-    finally:
         hand.close()
 
 

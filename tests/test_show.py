@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -20,27 +19,6 @@ from pgqueue.cli.draw import line, span
 from pgqueue.database import run
 from tests.support import ROOT, Hand
 from tests.test_cli import pgqueue, refused
-
-
-@pytest.fixture
-def app(dsn: str, conn: psycopg.Connection[Any]) -> Iterator[App]:
-    app = App(dsn)
-    yield app
-    app.close()
-
-
-@pytest.fixture
-def hand(app: App, dsn: str) -> Iterator[Any]:
-    """A worker, made when the functions are there."""
-    hands: list[Hand] = []
-
-    def make() -> Hand:
-        hands.append(Hand(app, dsn))
-        return hands[-1]
-
-    yield make
-    for one in hands:
-        one.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,9 @@ from pgqueue.errors import BadValue, OutsideJob
 from pgqueue.runtime import reports
 from tests import both
 from tests.apps import bank
-from tests.support import Hand, Workers, violations, wait_for
+from tests.support import Hand, Workers, drain, violations, wait_for
 
 colour, pytest_generate_tests = both.colour, both.pytest_generate_tests
-
-
-@pytest.fixture
-def app(dsn: str, conn: psycopg.Connection[Any]) -> Iterator[App]:
-    app = App(dsn)
-    yield app
-    app.close()
-
-
-def drain(app: App, dsn: str) -> None:
-    hand = Hand(app, dsn)
-    try:
-        hand.drain()
-    finally:
-        hand.close()
 
 
 def test_a_stream_is_exactly_once_in_a_transaction_and_in_the_body(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -35,27 +34,6 @@ from tests.support import Hand, violations
 
 colour, pytest_generate_tests = both.colour, both.pytest_generate_tests
 DAY = timedelta(days=1)
-
-
-@pytest.fixture
-def app(dsn: str, conn: psycopg.Connection[Any]) -> Iterator[App]:
-    app = App(dsn)
-    yield app
-    app.close()
-
-
-@pytest.fixture
-def hand(app: App, dsn: str) -> Iterator[Any]:
-    """A worker, made when the functions are there."""
-    hands: list[Hand] = []
-
-    def make() -> Hand:
-        hands.append(Hand(app, dsn))
-        return hands[-1]
-
-    yield make
-    for one in hands:
-        one.close()
 
 
 def state(conn: psycopg.Connection[Any], job: Any) -> tuple[str, str | None, str | None]:
