@@ -18,7 +18,7 @@ import psycopg
 
 from chaos import history
 from chaos.controller import Controller
-from chaos.processes import Host, send_signal
+from chaos.processes import Host, send_signal, session
 from chaos.server import Server
 from chaos.waiting import wait_for
 from chaos.wire import Proxy
@@ -31,7 +31,9 @@ from pgqueue.ids import new_job_id
 
 T = TypeVar("T")
 TARGET = "chaos.workloads.everything:app"
-GROWN = 0.5  # seconds that a worker has lived before it is killed: a supervisor gives up where none lives longer
+#: Seconds that a worker has lived before it is killed. Where none ends a job before it dies, its supervisor takes that for one
+#: that cannot work, and waits longer and longer before it starts the next.
+GROWN = 1.2
 
 
 class Worker(NamedTuple):
@@ -67,6 +69,7 @@ class Setup:
     workers: int = 2
     lease: float = 2.0  # seconds
     active: int = 150  # jobs that are under way at once
+    preload: bool = False  # two of three hosts import the App before they fork
     strikes: bool = True  # a schedule that is due each second
     load: dict[str, int] = field(default_factory=dict)  # what is enqueued how often
 
@@ -98,7 +101,7 @@ class Arena:
         self.chaos = Controller(dsn, directory, TARGET, environment)
         self.hosts: list[Host] = []
         self.killed: set[int] = set()  # processes that a fault has killed, or is about to
-        self.sigkills = 0
+        self.counts: Counter[str] = Counter()  # SIGKILLs, pauses, crashes: what is asked of a soak
         self.ways: dict[int, str | None] = {}  # of each host: the DSN that it was given, if it was
         self.injected: Counter[str] = Counter()
         self.events: list[tuple[float, str, str]] = []  # when, which fault, what was done
@@ -113,8 +116,8 @@ class Arena:
         self.lossy = 0  # times that acknowledged commits were lost
         self.lost_commits: list[int] = []
         self.steps_of_the_clock = 0
-        self.accepted: list[float] = []  # moments at which the server answered again, after it was down
-        self.frozen: list[tuple[float, str]] = []  # jobs of which a worker was frozen in a transaction, and when
+        self.accepted: list[tuple[str, float]] = []  # moments at which the server answered again, after it was down
+        self.bounds: dict[str, float] = {}  # of kinds of losses: seconds within which their jobs are to run again
         self.slot: str | None = None  # of the server's log, where that can be read
         self.findings: list[str] = []  # what is wrong, and is nobody's oracle
         self.began = time.time()
@@ -123,6 +126,7 @@ class Arena:
         self.looks = 0  # at what holds in every snapshot
         self.over = threading.Event()
         self.feeding_is_over = threading.Event()
+        self._started = 0  # hosts
         self._lock = threading.Lock()
 
     @property
@@ -152,7 +156,10 @@ class Arena:
     def start_host(self, dsn: str | None = None) -> Host:
         """Another ``pgqueue work``. ``dsn``: if it reaches the database on another way."""
         options = ["-w", str(self.setup.workers), "--concurrency", "3", "--lease", f"{self.setup.lease}s"]
-        host = self.chaos.start(*options, *(["--dsn", dsn] if dsn else []))
+        with self._lock:
+            self._started += 1
+            preloads = self.setup.preload and self._started % 3 != 0
+        host = self.chaos.start(*options, *(["--preload"] if preloads else []), *(["--dsn", dsn] if dsn else []))
         with self._lock:
             self.hosts.append(host)
             self.ways[host.pid] = dsn
@@ -176,15 +183,15 @@ class Arena:
                         self.over.wait(0.5 if code == Exit.UNREACHABLE else 0)
                         self.start_host(self.ways[host.pid])
 
-    def workers(self, age: float = GROWN) -> list[Worker]:
+    def workers(self, age: float = GROWN, order: str = "jobs DESC, id") -> list[Worker]:
         """The workers of our hosts that have a lease, and are at least so old, the busiest first."""
         rows = self.chaos.query(
             "SELECT id::text, pid, jobs FROM pgqueue.workers WHERE fenced_at IS NULL"
-            "   AND started_at <= pgqueue.clock() - make_interval(secs => %s) ORDER BY jobs DESC, id",
+            "   AND started_at <= pgqueue.clock() - make_interval(secs => %s) ORDER BY " + order,
             age,
         )
-        ours = {pid for host in list(self.hosts) for pid in host.processes()}
-        return [Worker(*row) for row in rows if row[1] in ours]
+        ours = {host.pid for host in list(self.hosts)}
+        return [Worker(*row) for row in rows if session(row[1]) in ours]
 
     def victim(self, chance: random.Random) -> Worker | None:
         """A worker to break: mostly one that has jobs."""
@@ -201,22 +208,26 @@ class Arena:
         )
         return Loss("", *rows[0])
 
-    def kill(self, worker: Worker) -> bool:
+    def kill(self, worker: Worker, kind: str = "worker") -> Loss | None:
         """SIGKILL to a worker, and take the time of its jobs."""
-        loss = self.held(worker)
+        loss = self.held(worker)._replace(kind=kind)
         if not self.sigkill(worker.pid):
-            return False
+            return None
         self.interrupt(1)
-        self.losses.append(loss._replace(kind="worker"))
-        return True
+        self.losses.append(loss)
+        return loss
 
     def sigkill(self, *pids: int) -> int:
         """Kill these processes. How many there were."""
         self.killed.update(pids)
         there = sum(map(send_signal, pids))
-        with self._lock:
-            self.sigkills += there
+        self.count("SIGKILLs", there)
         return there
+
+    def count(self, what: str, times: int = 1) -> None:
+        """One more of what the report counts."""
+        with self._lock:
+            self.counts[what] += times
 
     def interrupt(self, workers: int, paused: bool = False) -> None:
         """So many workers were broken in the middle of what they did."""
@@ -242,9 +253,9 @@ class Arena:
 
     # ---------------------------------------------------------------------------------------------- the server
 
-    def accepting(self) -> None:
+    def accepting(self, kind: str = "server") -> None:
         """The server was away, and is back."""
-        self.accepted.append(self.server.accepting_since)
+        self.accepted.append((kind, self.server.accepting_since))
 
     def begin_log(self) -> None:
         """Keep the server's log of changes from now on: a server that takes over has none of the one before."""

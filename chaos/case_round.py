@@ -55,7 +55,7 @@ class Cases:
         kinds = Counter(case.action.partition(":")[0] + (" twice" if "=kill9" in case.first else "") for case in cases)
         note = f"{len(cases)} faults at {len({case.failpoint for case in cases})} places"
         result = Result("cases", self._round.name, self._seed, time.time() - began, cases=dict(kinds))
-        result.kills = sum(count for kind, count in kinds.items() if "kill9" in kind)
+        result.counts = {"SIGKILLs": kinds["kill9"] + 2 * kinds["kill9 twice"]}
         result.verdicts = {"cases": Verdict(wrong, note)}
         return result
 

@@ -17,7 +17,9 @@ LOOK = 0.05  # seconds
 
 #: What a round can have as load. Each is given a number that no other job has.
 KINDS: dict[str, Callable[[int], Call[Any]]] = {
-    "chain": lambda n: town.chain.call(30),
+    "chain": lambda n: town.chain.call(25),
+    "errands": lambda n: town.errands.call(30),
+    "stroll": lambda n: town.stroll.call(8),
     "transfer": lambda n: bank.transfer.call(n % 20 + 1, (n + 7) % 20 + 1, n % 50 + 2),
     "transfer_async": lambda n: bank.transfer_async.call(n % 20 + 1, (n + 3) % 20 + 1, n % 50 + 2),
     "serializable": lambda n: bank.transfer.call(n % 5 + 1, (n + 1) % 5 + 1, 2, "serializable"),

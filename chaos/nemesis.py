@@ -47,6 +47,7 @@ class Nemesis:
             threading.Thread(target=self._walk, args=(lane,), name=name, daemon=True) for name, lane in lanes.items()
         ]
         self.over = threading.Event()
+        self.done = threading.Event()  # never: the storm ends when its time is over
 
     def start(self) -> None:
         """Now is the beginning."""

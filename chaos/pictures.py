@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from chaos.faults import faults
-from chaos.results import Report, Result
-from chaos.table import RECOVERIES, lines
+from chaos.results import RECOVERIES, Report, Result
+from chaos.table import lines
 
 WIDTH, HEIGHT, LEFT = 960, 120, 60
 ROW = 12

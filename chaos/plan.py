@@ -1,7 +1,8 @@
 """Plans: which rounds there are, how large, and how often each fault strikes. They are data, in chaos/plans/*.toml.
 
-A *storm* lets faults strike a host of jobs at random moments, which follow from the seed. *Cases* are faults at one place each,
-one by one. *Cuts* break the connection at every message of a workflow.
+A *storm* lets faults strike a host of jobs at random moments, which follow from the seed. *One by one* waits for the recovery
+from each before the next, and takes the time. *Cases* are faults at one place each. *Cuts* break the connection at every message
+of a workflow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from chaos.arena import Setup
 
 PLANS = Path(__file__).parent / "plans"
-KINDS = ("storm", "cases", "cuts")
+KINDS = ("storm", "one by one", "cases", "cuts")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Round:
     name: str
     seconds: float = 30.0  # of a storm, until the faults stop
     every: dict[str, float] = field(default_factory=dict)  # of each fault: seconds between two, on average
+    times: dict[str, int] = field(default_factory=dict)  # or one at a time: how many of each (chaos/one_by_one.py)
     setup: Setup = field(default_factory=Setup)
     proxy: bool = False  # one host more, which works through a proxy that breaks its connections
     only: tuple[str, ...] = ()  # of cases and cuts: these

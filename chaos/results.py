@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 
 from chaos.arena import Arena
+from chaos.one_by_one import FROZEN, HOST, SERVER, WORKER
 from chaos.server import Server
 from chaos.verdicts import Verdict
 from pgqueue._version import __version__
@@ -30,9 +31,10 @@ class Result:
     events: list[tuple[float, str, str]] = field(default_factory=list)
     jobs: int = 0
     step_commits: int = 0
-    kills: int = 0
-    recoveries: dict[str, list[float]] = field(default_factory=dict)  # of each job that somebody held who was broken
-    first_jobs: list[float] = field(default_factory=list)  # after the server accepted connections again
+    counts: dict[str, int] = field(default_factory=dict)  # SIGKILLs, pauses, crashes ...
+    #: Of each job that somebody held who was broken; and the first job after the server accepted connections again.
+    recoveries: dict[str, list[float]] = field(default_factory=dict)
+    bounds: dict[str, float] = field(default_factory=dict)  # what is promised of some of these
     drained: float = 0.0  # from the end of the faults until everything had ended
     lost_commits: list[int] = field(default_factory=list)
     throughput: list[tuple[int, int]] = field(default_factory=list)  # second, step commits in it
@@ -49,6 +51,28 @@ class Result:
         """For ``--json``, without the single events."""
         return {key: value for key, value in asdict(self).items() if key not in ("events", "recoveries", "throughput")}
 
+
+#: What of the faults is counted apart, whichever fault it was.
+COUNTED = (
+    "SIGKILLs",
+    "pauses",
+    "PostgreSQL crashes",
+    "PostgreSQL restarts",
+    "lossy failovers",
+    "restores",
+    "failovers without loss",
+)
+RECOVERIES = {
+    WORKER: "one worker killed",
+    HOST: "one host killed",
+    SERVER: "PostgreSQL crashed: the first job",
+    FROZEN: "a host frozen in a transaction",
+    "worker": "in a storm: killed worker",
+    "supervisor": "killed supervisor",
+    "host": "frozen or killed host",
+    "server": "PostgreSQL away: the first job",
+    "wire": "cut connection: the job ended",
+}
 
 _AFTERWARDS = """
 SELECT extract(epoch FROM min(h.at))::float8 FROM claim_history h
@@ -67,14 +91,15 @@ def measured(arena: Arena, name: str, seed: str) -> Result:
     [(result.jobs, result.step_commits)] = ask(
         "SELECT (SELECT count(*) FROM pgqueue.outcome), (SELECT count(*) FROM pgqueue.checkpoint)"
     )
-    result.kills = arena.sigkills
+    result.counts = dict(arena.counts)
+    result.bounds = arena.bounds
     for loss in arena.losses:
         moments = [row[0] - loss.at for row in ask(_AFTERWARDS, loss.jobs, loss.at)]
         result.recoveries.setdefault(loss.kind, []).extend(moments)
-    for moment in arena.accepted:
+    for kind, moment in arena.accepted:
         [(first,)] = ask(_FIRST, moment)
         if first is not None and first < arena.calm:
-            result.first_jobs.append(first - moment)
+            result.recoveries.setdefault(kind, []).append(first - moment)
     result.drained = arena.drained
     result.lost_commits = arena.lost_commits
     result.throughput = [(second, count) for second, count in ask(_THROUGHPUT, arena.began)]
@@ -130,6 +155,10 @@ class Report:
         """Of all rounds, sorted."""
         return sorted(seconds for result in self.rounds for seconds in result.recoveries.get(kind, ()))
 
+    def bounds(self) -> dict[str, float]:
+        """What is promised of recoveries from one fault at a time, in seconds."""
+        return {kind: seconds for result in self.rounds for kind, seconds in result.bounds.items()}
+
     def verdicts(self) -> dict[str, Verdict]:
         """Of each oracle over all rounds: all that it found; judged if it was in any."""
         found: dict[str, Verdict] = {}
@@ -144,13 +173,13 @@ class Report:
     def totals(self) -> dict[str, Any]:
         """The figures that people compare."""
         rounds = self.rounds
+        counts = sum((Counter(result.counts) for result in rounds), Counter[str]())
         wrong = {name: len(verdict.wrong) for name, verdict in self.verdicts().items()}
         return {
             "jobs": sum(result.jobs for result in rounds),
             "step commits": sum(result.step_commits for result in rounds),
-            "kills survived": sum(result.kills for result in rounds),
-            "lossy failovers": sum(len(result.lost_commits) for result in rounds),
-            "commits lost in them": sum(sum(result.lost_commits) for result in rounds),
+            **{name: counts[name] for name in COUNTED},
+            "commits lost in failovers": sum(sum(result.lost_commits) for result in rounds),
             "cases": sum(sum(result.cases.values()) for result in rounds),
             "lost": wrong.get("conservation", 0),
             "doubled": wrong.get("effects", 0) + wrong.get("atomicity", 0),
@@ -168,8 +197,8 @@ class Report:
             "left_out": self.left_out,
             "faults": self.injected(),
             **{name.replace(" ", "_"): value for name, value in self.totals().items()},
-            "recovery": {kind: quantiles(self.recoveries(kind)) for kind in ("worker", "supervisor", "host", "wire")},
-            "first_job_after_the_server_came_back": quantiles(sorted(s for r in self.rounds for s in r.first_jobs)),
+            "recovery": {kind: quantiles(self.recoveries(kind)) for kind in RECOVERIES},
+            "promised": self.bounds(),
             "oracles": {name: asdict(verdict) for name, verdict in self.verdicts().items()},
             "rounds": [asdict(result) if everything else result.as_json() for result in self.rounds],
         }

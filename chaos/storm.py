@@ -17,12 +17,12 @@ from chaos.databases import copy_of
 from chaos.faults import faults
 from chaos.feeder import Feeder
 from chaos.nemesis import Nemesis, timetable
+from chaos.one_by_one import OneByOne, late
 from chaos.oracles import invariant, ledger
 from chaos.plan import Round
 from chaos.results import Result, measured
 from chaos.server import Server
-from chaos.verdicts import verdicts
-from chaos.waiting import wait_for
+from chaos.verdicts import Verdict, verdicts
 from chaos.wire import Proxy
 from pgqueue import migrate
 from pgqueue.database import connect
@@ -45,25 +45,30 @@ class Storm:
 
     def run(self, seconds: float) -> Result:
         """For so long; and then until everything has ended."""
-        chosen = {number: mean for number, mean in self._round.every.items() if not faults()[number].left_out(self._server)}
         with copy_of(self._server.dsn, TEMPLATE) as dsn:
             arena = Arena(self._server, dsn, self._directory, self._round.setup, self._seed)
             with arena.chaos, ExitStack() as stack:
                 if self._round.proxy and self._server.own:
                     arena.proxy = stack.enter_context(Proxy(dsn))
                 try:
-                    entries = timetable(chosen, seconds, self._seed)
-                    arena.chaos.note("plan", seed=self._seed, entries=entries)
                     arena.open()
-                    nemesis = Nemesis(arena, entries, faults())
-                    self._blow(arena, nemesis, seconds)
+                    self._blow(arena, self._nemesis(arena, seconds), seconds)
                     return self._judge(arena)
                 finally:
                     arena.over.set()
                     if (slot := arena.slot) is not None:
                         arena.snapshot(lambda conn: history.end(conn, slot))
 
-    def _blow(self, arena: Arena, nemesis: Nemesis, seconds: float) -> None:
+    def _nemesis(self, arena: Arena, seconds: float) -> Nemesis | OneByOne:
+        possible = {number for number, fault in faults().items() if not fault.left_out(self._server)}
+        if self._round.times:
+            return OneByOne(arena, {n: times for n, times in self._round.times.items() if n in possible}, self._seed)
+        chosen = {number: mean for number, mean in self._round.every.items() if number in possible}
+        entries = timetable(chosen, seconds, self._seed)
+        arena.chaos.note("plan", seed=self._seed, entries=entries)
+        return Nemesis(arena, entries, faults())
+
+    def _blow(self, arena: Arena, nemesis: Nemesis | OneByOne, seconds: float) -> None:
         threads = [
             threading.Thread(target=f, daemon=True) for f in (Feeder(arena).feed, arena.keep_hosts, lambda: self._watch(arena))
         ]
@@ -71,25 +76,30 @@ class Storm:
             thread.start()
         began = time.monotonic()
         nemesis.start()
-        while (passed := time.monotonic() - began) < seconds:
+        while (passed := time.monotonic() - began) < seconds and not nemesis.done.is_set():
             self._say(f"{self._round.name}: {passed:.0f}/{seconds:.0f} s · {sum(arena.injected.values())} faults")
             time.sleep(min(LOOK, seconds - passed + 0.01))
         arena.feeding_is_over.set()
         nemesis.stop()
         arena.chaos.note("faults have stopped")
         arena.calm = time.time()
-        while self._left(arena):
-            try:
-                before = self._progress(arena)
-                wait_for(lambda: not self._left(arena) or self._progress(arena) != before, "", LIVENESS)  # noqa: B023
-            except AssertionError:
-                left = arena.chaos.query(_LEFT)
-                arena.findings.append(f"liveness: nothing has moved for {LIVENESS:g} s without faults, and there are {left}")
-                break
+        self._drain(arena)
         arena.drained = time.time() - arena.calm
         arena.over.set()
         for thread in threads:
             thread.join(30)
+
+    def _drain(self, arena: Arena) -> None:
+        """Until all has ended by itself. A backlog takes as long as the machine needs for it: what is stuck does not move."""
+        before, moved = self._progress(arena), time.monotonic()
+        while self._left(arena):
+            time.sleep(0.1)
+            if (now := self._progress(arena)) != before:
+                before, moved = now, time.monotonic()
+            elif time.monotonic() - moved > LIVENESS:
+                left = arena.chaos.query(_LEFT)
+                arena.findings.append(f"liveness: nothing has moved for {LIVENESS:g} s without faults, and there are {left}")
+                return
 
     def _left(self, arena: Arena) -> int:
         left = int(arena.chaos.query("SELECT count(*) FROM pgqueue.job_values WHERE status = 'active'")[0][0])
@@ -97,7 +107,6 @@ class Storm:
         return left
 
     def _progress(self, arena: Arena) -> tuple[int, ...]:
-        """A backlog takes as long as the machine needs for it. Whatever is stuck does not change this."""
         return arena.chaos.query("SELECT (SELECT count(*) FROM pgqueue.checkpoint), (SELECT count(*) FROM pgqueue.outcome)")[0]
 
     def _watch(self, arena: Arena) -> None:
@@ -116,6 +125,10 @@ class Storm:
                 arena.findings.append(f"drain: a calm host ended with {code}, and left the processes {left}")
         result = measured(arena, self._round.name, self._seed)
         result.verdicts = verdicts(arena)
+        if arena.bounds:
+            wrong = [*result.verdicts.get("recovery", Verdict([])).wrong, *late(arena.bounds, result.recoveries)]
+            seen = sum(len(result.recoveries.get(kind, ())) for kind in arena.bounds)
+            result.verdicts["recovery"] = Verdict(wrong, "recoveries", seen=seen)
         return result
 
 

@@ -76,7 +76,8 @@ def _round(
     directory = request.directory / f"round-{number}"
     directory.mkdir(parents=True)
     every = {fault: mean for fault, mean in entry.every.items() if not request.faults or fault in request.faults}
-    entry = plan.Round(**{**vars(entry), "every": every})
+    times = {fault: count for fault, count in entry.times.items() if not request.faults or fault in request.faults}
+    entry = plan.Round(**{**vars(entry), "every": every, "times": times})
     try:
         return KINDS[entry.kind](entry, server, directory, seed, say).run(seconds)
     except Exception:  # noqa: BLE001 -- whatever it was
@@ -84,7 +85,7 @@ def _round(
         return Result(entry.kind, entry.name, seed, verdicts={"suite": Verdict([f"the round did not end: {trace}"])})
 
 
-KINDS: dict[str, type[Storm] | type[Cases] | type[Cuts]] = {"storm": Storm, "cases": Cases, "cuts": Cuts}
+KINDS: dict[str, type[Storm] | type[Cases] | type[Cuts]] = {"storm": Storm, "one by one": Storm, "cases": Cases, "cuts": Cuts}
 
 
 def _write(directory: Path, report: Report) -> None:

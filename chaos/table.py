@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.faults import faults
-from chaos.results import Report, quantiles
-
-RECOVERIES = {
-    "worker": "killed worker",
-    "supervisor": "killed supervisor",
-    "host": "frozen or killed host",
-    "wire": "cut connection: the job ended",
-}
+from chaos.results import RECOVERIES, Report, quantiles
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -29,10 +22,10 @@ def lines(report: Report) -> Iterator[str]:
     for name, value in report.totals().items():
         yield f"{name:<37} {value:>8,}"
     yield ""
-    yield f"{'recovery, seconds':<37} {'count':>8} {'p50':>8} {'p99':>8} {'max':>8}"
+    yield f"{'recovery, seconds':<37} {'count':>8} {'p50':>8} {'p99':>8} {'max':>8}  promised"
+    bounds = report.bounds()
     for kind, title in RECOVERIES.items():
-        yield _figures(title, report.recoveries(kind))
-    yield _figures("first job after PostgreSQL came back", sorted(s for r in report.rounds for s in r.first_jobs))
+        yield _figures(title, report.recoveries(kind)) + (f"  {bounds[kind]:g}" if kind in bounds else "")
     yield _figures("everything done after faults stopped", sorted(r.drained for r in report.rounds if r.kind == "storm"))
     yield ""
     for name, verdict in report.verdicts().items():

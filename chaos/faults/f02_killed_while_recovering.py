@@ -10,7 +10,7 @@ from chaos.arena import Arena
 BROKEN = "SIGKILL to a worker, and again, up to three times within half a second, to those that take its jobs."
 EXPECTED = "As for one kill. A job is charged with each crash once."
 SEEN_BY = ("effects", "atomicity", "claim history", "expectations", "liveness")
-LANE = "processes"
+LANE = "kills"
 
 
 def inject(arena: Arena, chance: random.Random) -> str | None:

@@ -11,7 +11,7 @@ BROKEN = "SIGSTOP to all processes of a host, wherever they are, past its lease;
 EXPECTED = """Another host takes its jobs when the lease is over. What wakes up can write nothing, and ends itself; the sessions
 that it had in transactions do not outlive the reap."""
 SEEN_BY = ("claim history", "effects", "atomicity", "ledger", "expectations")
-LANE = "pauses"
+LANE = "pauses"  # one host at a time: the others take over
 
 
 def inject(arena: Arena, chance: random.Random) -> str | None:
@@ -24,6 +24,7 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     loss = arena.held(*mine)
     arena.interrupt(arena.setup.workers, paused=True)
     host.pause()
+    arena.count("pauses")
     arena.losses.append(loss._replace(kind="host"))
     seconds = arena.setup.lease * chance.uniform(1.2, 2.2)
     time.sleep(seconds)

@@ -24,6 +24,7 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     if arena.server.own and chance.random() < 0.25:
         arena.interrupt_all()
         arena.chaos.kill_session(chance.choice(sessions))
+        arena.count("PostgreSQL crashes")
         arena.accepting()
         return f"killed a server process of the kind {kind}"
     arena.interrupt(len(sessions))

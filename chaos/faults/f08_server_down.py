@@ -22,5 +22,6 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     down = chance.uniform(10, 30) if chance.random() < 0.02 else chance.choice((0.0, 0.0, chance.uniform(0, 3)))
     arena.interrupt_all()
     arena.server.restart(mode, down)  # type: ignore[arg-type]
+    arena.count("PostgreSQL crashes" if mode == "immediate" else "PostgreSQL restarts")
     arena.accepting()
     return f"{mode} stop, away for {down:.1f} s"

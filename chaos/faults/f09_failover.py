@@ -49,6 +49,7 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     arena.accepting()
     arena.begin_log()
     lost = max(0, before - _committed(arena)) if how != "lossless" else 0
+    arena.count("lossy failovers" if how == "lossy" and lost else "restores" if how == "restore" else "failovers without loss")
     if how != "lossless":
         arena.lossy += 1
         arena.lost_commits.append(lost)

@@ -15,7 +15,7 @@ housekeeper for a second, then SIGCONT."""
 EXPECTED = """Workers do not outlive their supervisor; a housekeeper is replaced; leases of a whole dead host run out, and another
 one takes its jobs."""
 SEEN_BY = ("claim history", "effects", "atomicity", "liveness")
-LANE = "pauses"
+LANE = "supervisors"
 
 
 def inject(arena: Arena, chance: random.Random) -> str | None:
@@ -44,7 +44,7 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
         stopped = host.pid if how == "stop supervisor" else keeper
         if stopped is None:
             return None
-        send_signal(stopped, signal.SIGSTOP)
+        arena.count("pauses", send_signal(stopped, signal.SIGSTOP))
         time.sleep(chance.uniform(0.3, 1.2))
         send_signal(stopped, signal.SIGCONT)
     return f"{how} of {host.pid}"

@@ -13,7 +13,7 @@ BROKEN = """SIGTERM to a supervisor; to it twice; to all its processes; to one t
 Another host is started in its place."""
 EXPECTED = "Nothing is lost, no attempt is used up, and the supervisor ends with 0 (75 where it gave jobs back)."
 SEEN_BY = ("effects", "atomicity", "claim history", "expectations", "liveness")
-LANE = "processes"
+LANE = "drains"
 
 
 def inject(arena: Arena, chance: random.Random) -> str | None:

@@ -20,5 +20,6 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     killed = arena.sigkill(*pids)
     if isinstance(arena.server, OwnServer):
         arena.server.restart("immediate")
+        arena.count("PostgreSQL crashes")
         arena.accepting()
     return f"killed all {killed} processes, and crashed the server"

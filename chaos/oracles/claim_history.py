@@ -16,6 +16,7 @@ CREATE TABLE claim_history (
     place bigserial, xid xid8 NOT NULL, job_id uuid NOT NULL, event text NOT NULL, claim bigint,
     at timestamptz NOT NULL DEFAULT clock_timestamp()  -- the server's own: tests replace pgqueue.clock()
 );
+CREATE INDEX claims ON claim_history (job_id, at) WHERE event = '1 claimed';
 CREATE FUNCTION note_claim_history() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO claim_history (xid, job_id, event, claim) VALUES (

@@ -19,6 +19,7 @@ from pgqueue.database import run
 
 #: The limits that the oracles hold claims to.
 FEW, PER_SECOND, BURST = 3, 4, 2
+IDLE = 2.0  # seconds that `dwell` may be silent in its transaction
 
 #: A queue for each workload, so that none waits behind another one's limits.
 app.queues.update({
@@ -48,6 +49,34 @@ def outside(n: int) -> int:
 def chain(steps: int) -> int:
     """Many small steps, every fifth of them a plain one."""
     return sum((outside if n % 5 == 4 else note)(n) for n in range(steps))
+
+
+@app.step(max_crashes=ENOUGH, retry=RETRY)
+def look_around(n: int) -> int:
+    """Holds its worker, and uses nothing of the machine."""
+    write_outside("effect")
+    time.sleep(0.02)
+    return n
+
+
+@app.workflow(max_crashes=ENOUGH)
+def stroll(steps: int) -> int:
+    """What workers do while their recovery is measured."""
+    return sum(look_around(n) for n in range(steps))
+
+
+@app.transaction(max_crashes=ENOUGH, retry=RETRY, idle_timeout=IDLE)
+def dwell(tx: psycopg.Connection[Any], n: int) -> int:
+    """Is silent in its transaction for a while."""
+    tx.execute(NOTE_EFFECT, effect())
+    time.sleep(1.0)
+    return n
+
+
+@app.workflow(max_crashes=ENOUGH)
+def errands(steps: int) -> int:
+    """Many small steps, every other one a plain one."""
+    return sum((outside if n % 2 else note)(n) for n in range(steps))
 
 
 @app.workflow(max_crashes=ENOUGH)
