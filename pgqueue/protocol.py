@@ -167,7 +167,7 @@ def backfill_schedule(name: str, ticks: Sequence[datetime]) -> Call[int]:
 
 SCHEDULE_COLUMNS = (
     "name", "workflow", "cron", "every", "timezone", "next_at", "last_at", "paused", "misfire", "overlap", "origin", "declared",
-    "grace", "input", "queue", "priority", "app", "paused_by", "problem",
+    "grace", "queue", "priority", "app", "paused_by", "problem",
 )  # fmt: skip
 
 
@@ -175,10 +175,15 @@ def schedule_rows() -> Call[Rows]:
     """The columns SCHEDULE_COLUMNS of all schedules."""
     return Call(
         "SELECT name, workflow, cron, every, timezone, next_at, last_at, paused, misfire, overlap, origin, declared,"
-        " grace, input, queue, priority, app, paused_by, problem FROM pgqueue.schedules ORDER BY name",
+        " grace, queue, priority, app, paused_by, problem FROM pgqueue.schedules ORDER BY name",
         (),
         _rows,
     )
+
+
+def schedule_inputs() -> Call[dict[str, str]]:
+    """What the jobs of each schedule are given, as JSON: not for readers."""
+    return Call("SELECT name, input FROM pgqueue.schedules", (), dict)
 
 
 # ------------------------------------------------------------------------------------------------ workers

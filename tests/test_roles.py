@@ -31,8 +31,9 @@ from tests.support import ROOT, Server, Workers, kill, states, violations, wait_
 
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 FOR_PRODUCERS = {"enqueue_workflow", "enqueue_workflows", "send_event", "send_message"}
-FOR_READERS = {"stats", "limits", "clock", "clock_bound"}
-#: And some columns of schedules.
+FOR_READERS = {"stats", "limits", "metrics", "job_metrics", "rates", "last_failures", "clock", "clock_bound"}
+#: With the rights of the owner, whoever calls them.
+DEFINERS = FOR_PRODUCERS | FOR_READERS - {"metrics", "clock", "clock_bound"}
 READABLE = {
     "jobs",
     "children",
@@ -44,7 +45,17 @@ READABLE = {
     "violations",
     "migration",
     "retentions",
+    "unclaimable",
+    "running_jobs",
+    "conflicts",
+    "connections",
+    "sessions",
+    "server_settings",
+    "table_stats",
+    "xmin_holders",
+    "public_rights",
 }  # and some columns of schedules
+WITH_PAYLOADS = {"attempts", "job_values", "steps", "schedules"}
 #: Where inputs, results, errors and values are.
 PAYLOADS = {"input", "result", "error", "policy", "value", "note", "context"}
 ROLES = ("producer", "worker", "reader")
@@ -167,9 +178,9 @@ def test_every_function(cast: Cast) -> None:
             for kind, may in expected.items():
                 row = conn.execute("SELECT has_function_privilege(%s, %s, 'EXECUTE')", (cast.names[kind], signature)).fetchone()
                 assert row == (may,), (kind, signature)
+            assert definer == (name in DEFINERS), f"{name} runs with the rights of its owner, or not: need it?"
             if definer:
                 assert "search_path=pg_catalog, pg_temp" in (config or []), signature
-                assert name in FOR_PRODUCERS | FOR_READERS, f"{name} runs with the rights of its owner: need it?"
                 assert not re.search(r"\b(EXECUTE|EXCEPTION)\b", source), signature
     for kind, allowed in (("producer", FOR_PRODUCERS), ("reader", FOR_READERS), ("stranger", set[str]())):
         with cast.connect(kind) as conn:
@@ -178,6 +189,26 @@ def test_every_function(cast: Cast) -> None:
                 nulls = ", ".join(f"NULL::{one}" for one in arguments.split(",")) if arguments else ""
                 with pytest.raises(psycopg.errors.InsufficientPrivilege, match=name):
                     conn.execute(f"SELECT pgqueue.{name}({nulls})")  # type: ignore[arg-type]
+
+
+def test_whom_each_function_and_each_view_is_for(cast: Cast) -> None:
+    """A new one is a producer's or a reader's because the lists above say so. It is a worker's because a verb of ours calls it,
+    or people by the reference: with the rights of its caller, it does nothing that a worker may not do to the tables. One that
+    nobody calls is for nobody, and should not be there."""
+    ours = "".join(path.read_text() for path in (*(ROOT / "pgqueue").rglob("*.py"), ROOT / "docs" / "reference" / "sql.md"))
+    with psycopg.connect(cast.dsn) as conn:
+        sources = dict(conn.execute(
+            "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'pgqueue'::regnamespace UNION ALL"
+            " SELECT relname, pg_get_viewdef(oid) FROM pg_class WHERE relnamespace = 'pgqueue'::regnamespace AND relkind = 'v'"
+        ).fetchall())  # fmt: skip
+        views = set(relations(conn, "v"))
+    assert views == (READABLE - {"migration"}) | WITH_PAYLOADS
+    named = {name: re.compile(rf"pgqueue\.{name}\b") for name in sources}
+    reached, new = set[str](), {name for name in sources if named[name].search(ours)}
+    while new:
+        reached |= new
+        new = {name for name in sources.keys() - reached if any(named[name].search(sources[other]) for other in reached)}
+    assert sources.keys() - reached - views == set()
 
 
 def test_readers_see_no_payloads(cast: Cast) -> None:
@@ -191,6 +222,19 @@ def test_readers_see_no_payloads(cast: Cast) -> None:
         conn.execute("SELECT name, next_at FROM pgqueue.schedules")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             conn.execute("SELECT input FROM pgqueue.schedules")
+
+
+def test_readers_can_look(cast: Cast) -> None:
+    """With every command that is there to look; the values of one job are not for them."""
+    with Client(cast.dsn_of("producer")) as producer:
+        job = producer.enqueue("x", {"card": "4111-1111"}, queue="default")
+    dsn = cast.dsn_of("reader")
+    for command in ("status", "queues", "jobs", "schedules", "retention", "top --once", "migrate --check"):
+        pgqueue(dsn, *command.split())
+    assert "job_values" in pgqueue(dsn, "show", str(job.id), code=78)
+    assert "could not be made" not in pgqueue(dsn, "doctor", code=1), "it says that a reader is no worker"
+    with cast.connect("reader") as conn:
+        assert ("pgqueue_queue_jobs",) in conn.execute("SELECT DISTINCT metric FROM pgqueue.metrics()").fetchall()
 
 
 def test_nothing_can_be_made_in_the_schema_and_nobody_becomes_the_owner(cast: Cast) -> None:
@@ -284,6 +328,14 @@ def hostile_schema(conn: psycopg.Connection[Any], sources: str) -> list[str]:
     return made
 
 
+def decoys(conn: psycopg.Connection[Any], names: list[str]) -> None:
+    """A temporary table for each of pgqueue's relations."""
+    for name in names:
+        conn.execute(
+            sql.SQL("CREATE TEMP TABLE {} (only_row boolean, max_bytes integer, name text)").format(sql.Identifier(name))
+        )
+
+
 def test_no_search_path_and_no_temporary_relation_gets_into_functions_of_the_owner(cast: Cast) -> None:
     with psycopg.connect(cast.dsn, autocommit=True) as conn:
         database = conninfo.conninfo_to_dict(cast.dsn)["dbname"]
@@ -295,10 +347,7 @@ def test_no_search_path_and_no_temporary_relation_gets_into_functions_of_the_own
     with cast.connect("producer") as conn:
         made = hostile_schema(conn, sources)
         assert len(made) > 50
-        for table in tables:
-            conn.execute(
-                sql.SQL("CREATE TEMP TABLE {} (only_row boolean, max_bytes integer, name text)").format(sql.Identifier(table))
-            )
+        decoys(conn, tables)
         conn.execute("CREATE DOMAIN pg_temp.text AS pg_catalog.int4; CREATE DOMAIN evil.uuid AS pg_catalog.int4")
         conn.execute("SET search_path = evil, pg_temp, pgqueue, pg_catalog")
         options = json.dumps({"retry": {"attempts": 2}, "meta": {}})
@@ -317,8 +366,10 @@ def test_no_search_path_and_no_temporary_relation_gets_into_functions_of_the_own
         conn.execute("SELECT strpos('it would have been seen'::pg_catalog.text, 'it'::pg_catalog.text)")
         assert conn.execute("SELECT DISTINCT who FROM evil.caught").fetchall() == [(cast.names["producer"],)]
     with cast.connect("reader") as conn:
-        conn.execute("SET search_path = evil, pgqueue, pg_catalog")
-        conn.execute("SELECT pgqueue.stats(), pgqueue.limits()")
+        decoys(conn, tables)
+        conn.execute("SET search_path = evil, pg_temp, pgqueue, pg_catalog")
+        for name in DEFINERS & FOR_READERS:
+            conn.execute(f"SELECT * FROM pgqueue.{name}({'5' if name in ('rates', 'last_failures') else ''})")  # type: ignore[arg-type]
         assert conn.execute("SELECT FROM pg_catalog.pg_class WHERE relname OPERATOR(pg_catalog.=) 'caught'").rowcount == 1
     with psycopg.connect(cast.dsn) as conn:
         assert conn.execute("SELECT who FROM evil.caught WHERE who <> %s", (cast.names["producer"],)).fetchall() == []

@@ -34,7 +34,8 @@ def schedules(ctx: click.Context, as_json: bool, dsn: str | None) -> None:
         return
     rows = [dict(zip(protocol.SCHEDULE_COLUMNS, row, strict=True)) for row in ask(dsn, protocol.schedule_rows())]
     if as_json:
-        show_json([{**row, "input": json.loads(row["input"])} for row in rows])
+        inputs = ask(dsn, protocol.schedule_inputs())
+        show_json([{**row, "input": json.loads(inputs.get(row["name"], "null"))} for row in rows])
         return
     show(_COLUMNS, [_line(row) for row in rows], False)
 

@@ -14,9 +14,12 @@ REVOKE INSERT, UPDATE, DELETE ON pgqueue.migration, pgqueue.installation FROM pg
 GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA pgqueue TO pgqueue_worker;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgqueue TO pgqueue_worker;
 
--- Readers: what is where, and how much. No inputs, results or errors.
+-- Readers: what is where, and how much. No inputs, results or errors (of those that failed last, the type of the error).
 GRANT SELECT ON pgqueue.jobs, pgqueue.children, pgqueue.waits, pgqueue.queues, pgqueue.workers, pgqueue.beats, pgqueue.ticks,
-                pgqueue.violations, pgqueue.retentions, pgqueue.migration TO pgqueue_reader;
+                pgqueue.violations, pgqueue.retentions, pgqueue.migration, pgqueue.unclaimable, pgqueue.running_jobs, pgqueue.conflicts,
+                pgqueue.connections, pgqueue.sessions, pgqueue.server_settings, pgqueue.table_stats, pgqueue.xmin_holders,
+                pgqueue.public_rights TO pgqueue_reader;
 GRANT SELECT (name, workflow, cron, every, timezone, next_at, last_at, paused, misfire, overlap, origin, declared, grace, queue, priority,
               app, paused_by, problem, done_until) ON pgqueue.schedules TO pgqueue_reader;
-GRANT EXECUTE ON FUNCTION pgqueue.stats, pgqueue.limits, pgqueue.clock, pgqueue.clock_bound TO pgqueue_reader;
+GRANT EXECUTE ON FUNCTION pgqueue.stats, pgqueue.limits, pgqueue.metrics, pgqueue.job_metrics, pgqueue.rates, pgqueue.last_failures,
+                          pgqueue.clock, pgqueue.clock_bound TO pgqueue_reader;

@@ -1,7 +1,8 @@
 -- The jobs that failed last, among the last 10,000 that have ended.
 CREATE OR REPLACE FUNCTION pgqueue.last_failures(amount integer)
 RETURNS TABLE (job_id uuid, name text, queue text, finished_at timestamptz, error text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 #variable_conflict use_column

@@ -1,7 +1,8 @@
 -- For each queue with jobs that have ended in the last so many seconds: how many that were per second, and how many of them failed.
 -- Looks at the last 20,000; where those took less time, the rates are of that time.
 CREATE OR REPLACE FUNCTION pgqueue.rates(seconds double precision) RETURNS TABLE (queue text, ended double precision, failed double precision)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 #variable_conflict use_column
