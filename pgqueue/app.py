@@ -1,4 +1,7 @@
-"""App: the explicit registry of an application's workflows, steps, transactions and queues."""
+"""App: the explicit registry of an application's workflows, steps, transactions and queues.
+
+Long, because it is what applications write against, in one place: signatures, overloads for both colours, and what they mean.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """For producers: Client enqueues by name without having the code, and Job is the handle of one job. AsyncClient and AsyncJob are
 the same for async code.
 
-Imports neither worker nor runtime. What both colours do is written once (see colour.py): the pools differ.
+Imports neither worker nor runtime. What both colours do is written once (see colour.py): the pools differ. Long, because each
+method of a handle is there for both colours, with its errors.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The door to PostgreSQL: connections, running a Call, and what an error of the server means.
 
-Everything above speaks in Calls (see protocol.py) and in the errors of pgqueue.
+Everything above speaks in Calls (see protocol.py) and in the errors of pgqueue. Long, because connections, pools and what is made
+of the server's errors know each other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What the decorators make of a function: workflows, steps and transactions, and the ways to call and enqueue them."""
+"""What the decorators make of a function: workflows, steps and transactions, and the ways to call and enqueue them.
+
+Long, because each kind is there for both colours, typed.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The verbs of the protocol, as calls that are not yet made: SQL, parameters, and how to read the answer. No I/O here.
 
 ``database.run`` executes a Call on a connection. Verbs that change state are functions in ``sql/functions``; what people
-query are views in ``sql/views``.
+query are views in ``sql/views``. Long, because it is the list of them all.
 """
 
 from __future__ import annotations
