@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ import psycopg
 
 from pgqueue import protocol
 from pgqueue.database import connect, run
+from pgqueue.descriptors import readable
 from pgqueue.errors import PgQueueError
 from pgqueue.listening import Listener
 
@@ -108,7 +108,7 @@ class Results:
                 self._tell(payload[i : i + 36] for payload in named for i in range(0, len(payload), 36))
                 continue
             patience = max(0.0, look_at - time.monotonic())
-            if called in select.select([*listener.filenos(), called], [], [], patience)[0] and b"!" in os.read(called, 4096):
+            if called in readable([*listener.filenos(), called], patience) and b"!" in os.read(called, 4096):
                 return
 
     def _look(self, conn: psycopg.Connection[Any], jobs: Sequence[str]) -> None:

@@ -127,11 +127,17 @@ class Workers:
         self._tmp = tmp_path
         self._started: list[Work] = []
 
-    def start(self, target: str = "tests.apps.bank:app", *options: str, env: dict[str, str] | None = None) -> Work:
+    def start(
+        self,
+        target: str = "tests.apps.bank:app",
+        *options: str,
+        env: dict[str, str] | None = None,
+        program: Sequence[str] = (sys.executable, "-m", "pgqueue"),
+    ) -> Work:
         log = self._tmp / f"work-{len(self._started)}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pgqueue", "work", target, *options],
+                [*program, "work", target, *options],
                 env={**os.environ, "PGQUEUE_DSN": self._dsn, "PGQUEUE_WORKERS": "2", **(env or {})},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,

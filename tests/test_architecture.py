@@ -30,7 +30,7 @@ FLOORS = {
         "results",
     ],
     "protocol": ["protocol"],
-    "database": ["database", "migrate", "listening"],
+    "database": ["database", "migrate", "listening", "descriptors"],
     "words": [
         "model",
         "errors",
@@ -49,7 +49,7 @@ FLOORS = {
 }
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS.values())) for name in names}
 # The database runs the calls of the protocol, and the protocol speaks of nothing but words: they are one floor in two files.
-LEVEL["database"] = LEVEL["migrate"] = LEVEL["listening"] = LEVEL["protocol"]
+LEVEL["database"] = LEVEL["migrate"] = LEVEL["listening"] = LEVEL["descriptors"] = LEVEL["protocol"]
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -206,3 +206,41 @@ def children_of(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+# ------------------------------------------------------------------------------------------------- many descriptors
+
+HOLD_1100 = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+nothing = os.open(os.devnull, os.O_RDONLY)
+for number in range(10, 1110):
+    os.dup2(nothing, number)
+os.execv(sys.executable, [sys.executable, "-m", "pgqueue", *sys.argv[1:]])
+"""
+ALLOW = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+os.execv(sys.executable, [sys.executable, "-m", "pgqueue", *sys.argv[1:]])
+"""
+
+
+def test_descriptors_above_1024(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
+    """As of a supervisor with hundreds of workers: select() would refuse them, in each of the three roles."""
+    jobs = bank.app.enqueue_many([bank.slow.call(0.1)] * 3)
+    work = workers.start("tests.apps.bank:app", "-w", "1", program=(sys.executable, "-c", HOLD_1100))
+    wait_for(lambda: states(bank_db) == {"succeeded": 3}, what=f"the jobs\n{work.log()}")
+    work.signal(signal.SIGTERM)
+    assert work.wait() == 0, work.log()
+    nothing_is_lost(bank_db, len(jobs))
+    assert "starting another" not in work.log(), "the housekeeper was well"
+
+
+def test_as_many_descriptors_as_the_workers_need(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
+    bank.noop.enqueue()
+    work = workers.start("tests.apps.bank:app", "-w", "1", program=(sys.executable, "-c", ALLOW.format(soft=64, hard=4096)))
+    wait_for(lambda: states(bank_db) == {"succeeded": 1}, what=f"the job\n{work.log()}")
+    refused = workers.start("tests.apps.bank:app", "-w", "400", program=(sys.executable, "-c", ALLOW.format(soft=64, hard=1024)))
+    assert refused.wait() == 78, refused.log()
+    assert "400 workers need" in refused.log()
+    assert "LimitNOFILE" in refused.log(), "what to do"

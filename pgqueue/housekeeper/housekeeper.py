@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import socket
 import time
@@ -20,6 +19,7 @@ from pgqueue import database, protocol
 from pgqueue.config import WorkSettings
 from pgqueue.context import process
 from pgqueue.database import run
+from pgqueue.descriptors import readable
 from pgqueue.errors import DatabaseUnreachable
 from pgqueue.failpoints import failpoint
 from pgqueue.housekeeper import recovery
@@ -154,12 +154,12 @@ class Housekeeper:
         patience = max(0.0, min(self._due.values()) - time.monotonic())
         if not self._listening:
             patience = min(patience, 0.1)  # workers may go idle any moment, and shared memory does not call
-        readable, _, _ = select.select([*self._listener.filenos(), self._supervisor.fileno(), self._life], [], [], patience)
-        if self._life in readable:
+        heard = readable([*self._listener.filenos(), self._supervisor.fileno(), self._life], patience)
+        if self._life in heard:
             return True
-        if self._supervisor.fileno() in readable:
+        if self._supervisor.fileno() in heard:
             self._hear()
-        if set(self._listener.filenos()) & set(readable) or self._listener.deaf:
+        if set(self._listener.filenos()) & set(heard) or self._listener.deaf:
             channels = {notice.channel for notice in self._listener.heard()}
             if "pgqueue" in channels:
                 self._wake_idle()
@@ -174,10 +174,10 @@ class Housekeeper:
     def _pause(self, seconds: float) -> bool:
         """While there is no database. True: the supervisor is gone."""
         self._slots.housekeeper.tick()
-        readable, _, _ = select.select([self._supervisor.fileno(), self._life], [], [], seconds)
-        if self._supervisor.fileno() in readable:
+        heard = readable([self._supervisor.fileno(), self._life], seconds)
+        if self._supervisor.fileno() in heard:
             self._hear()
-        return self._life in readable
+        return self._life in heard
 
     # ---------------------------------------------------------------------------------- talking to processes
 

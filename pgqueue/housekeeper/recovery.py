@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import psycopg
 
 from pgqueue import ids, protocol
 from pgqueue.database import run
+from pgqueue.descriptors import readable
 from pgqueue.failpoints import failpoint
 from pgqueue.ids import digest
 from pgqueue.model import ClaimedJob, Settlement
@@ -159,5 +159,5 @@ def wait_for_exit(pids: Sequence[int], seconds: float) -> None:
             descriptor = os.pidfd_open(pid)
         except (OSError, AttributeError):
             continue
-        select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        readable([descriptor], deadline - time.monotonic())
         os.close(descriptor)

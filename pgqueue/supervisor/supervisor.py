@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Container
 
 from pgqueue.config import Exit, WorkSettings
+from pgqueue.descriptors import allow_descriptors, readable
 from pgqueue.errors import Configuration
 from pgqueue.failpoints import failpoint
 from pgqueue.metrics import WORKER_EXITS
@@ -39,6 +39,7 @@ from pgqueue.worker.preload import preload
 
 log = logging.getLogger(__name__)
 
+OTHER_DESCRIPTORS = 64  # beside two for each slot, and one for what its worker may write before it dies
 BOOT_FAILURES = 5  # in a row, by workers that never got to work: a crash loop
 
 
@@ -85,7 +86,7 @@ class Supervisor:
         """What the probe finds out, or the exit code. Whoever wants us to stop does not wait for it."""
         probing = Probing(self.settings, self._signals.descriptors)
         while True:
-            select.select([self._signals.fileno()], [], [], 0.5)
+            readable([self._signals.fileno()], 0.5)
             signals = self._signals.take()
             if any(number in STOP for number in signals):
                 probing.kill()
@@ -106,8 +107,9 @@ class Supervisor:
         if self.settings.reload:
             self._sources = Sources(facts.directories)
         count = self.settings.workers or capacity.processors()
-        self._life, self._life_held = os.pipe()
         self._slots = Slots(slots_for(count))
+        allow_descriptors(3 * len(self._slots) + OTHER_DESCRIPTORS, f"{count} workers")
+        self._life, self._life_held = os.pipe()
         wakes = [pipe() for _ in self._slots]
         self._housekeeping = Housekeeping(self._slots, wakes, self._life, self._private)
         self._workers = Workers(self.settings, self._slots, wakes, self._not_for_workers)
@@ -180,7 +182,7 @@ class Supervisor:
         if any(child.condemned for child in self._workers):
             moments.append(time.monotonic() + LAST_WORDS)
         patience = min([self._manager.patience, *(moment - time.monotonic() for moment in moments if moment is not None)])
-        select.select([self._signals.fileno(), *self._housekeeping.descriptors], [], [], max(0.0, patience))
+        readable([self._signals.fileno(), *self._housekeeping.descriptors], patience)
 
     # ------------------------------------------------------------------------------------------------- reload
 
@@ -301,7 +303,7 @@ class Supervisor:
             if time.monotonic() > deadline:
                 return False
             self._manager.feed()
-            select.select([self._signals.fileno(), *self._housekeeping.descriptors], [], [], 0.05)
+            readable([self._signals.fileno(), *self._housekeeping.descriptors], 0.05)
             if any(number in STOP for number in self._signals.take()):
                 self._stopping.restarting = False
             self._hear_housekeeper()

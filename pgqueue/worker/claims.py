@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import select
 import threading
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from typing import Any
 import psycopg
 
 from pgqueue import database, protocol
+from pgqueue.descriptors import readable
 from pgqueue.errors import DatabaseUnreachable
 from pgqueue.failpoints import failpoint
 from pgqueue.ids import digest, new_token
@@ -225,7 +225,7 @@ class Claims(threading.Thread):
     def _wait(self, seconds: float | None) -> None:
         seconds = LONGEST_SLEEP if seconds is None else min(seconds, LONGEST_SLEEP)
         self._slot.ticks.tick(seconds)
-        if select.select([self._wake_read], [], [], seconds)[0]:
+        if readable([self._wake_read], seconds):
             self._called = b"." in os.read(self._wake_read, 4096)
 
     def _exchange(self, conn: psycopg.Connection[Any], batch: list[Settlement], want: int, queues: list[str]) -> int:
