@@ -546,13 +546,10 @@ def job_row(job: str) -> Call[tuple[Any, ...] | None]:
 
 
 def job_rows(state: str | None, name: str | None, queue: str | None, since_seconds: float | None, limit: int) -> Call[Rows]:
-    """The columns JOB_COLUMNS of the youngest jobs that fit."""
+    """The columns JOB_COLUMNS of the youngest jobs that fit; of those that have ended, of those that ended last."""
     return Call(
-        _JOBS + " WHERE (%s::text IS NULL OR state = %s) AND (%s::text IS NULL OR name = %s)"
-        " AND (%s::text IS NULL OR queue = %s)"
-        " AND (%s::float8 IS NULL OR created_at > pgqueue.clock_bound() - make_interval(secs => %s::float8))"
-        " ORDER BY created_at DESC, id DESC LIMIT %s",
-        (state, state, name, name, queue, queue, since_seconds, since_seconds, limit),
+        _JOBS + " j JOIN pgqueue.youngest_jobs(%s, %s, %s, %s, %s) y ON y.job_id = j.id ORDER BY y.place",
+        (state, name, queue, since_seconds, limit),
         _rows,
     )
 
@@ -730,6 +727,11 @@ def read_committed() -> Call[None]:
 def limit_time(seconds: float) -> Call[None]:
     """The statements of this transaction are ended when they take longer."""
     return Call("SELECT set_config('statement_timeout', %s, true)", (f"{int(seconds * 1000)}ms",), _nothing)
+
+
+def this_database() -> Call[str]:
+    """What tells this database from all others, also where several addresses lead to it."""
+    return Call("SELECT pgqueue.this_database()", (), _first)
 
 
 def schema_version() -> Call[int]:

@@ -137,7 +137,7 @@ class Costs:
         keep(conn, math.inf)
 
     def of_commands(self, dsn: str) -> None:
-        for command in ("status", "top --once", "jobs --state failed"):
+        for command in ("status", "top --once", "jobs", "jobs --state failed"):
             self.ms[f"pgqueue {command}"] = statistics.median(timed(command.split(), dsn) for _ in range(5))
 
 
@@ -163,6 +163,20 @@ def test_costs_do_not_grow(server: Server, template: str) -> None:
             assert violations(conn) == []
     few, many = found
     assert many.dearer_than(few) == {}, few.buffers
+
+
+def test_the_last_failures_are_found_without_reading_all(conn: Conn) -> None:
+    """As ``pgqueue jobs --state failed`` does."""
+
+    def look() -> None:
+        assert len(run(conn, protocol.job_rows("failed", None, None, None, 10))) == 10
+
+    prepare(conn, SMALL[0], 0)
+    before = buffers(conn, look)
+    conn.execute("TRUNCATE pgqueue.job, pgqueue.outcome, pgqueue.checkpoint, pgqueue.attempt")
+    fill(conn, ENDED, 3 * SMALL[0])
+    conn.execute("VACUUM ANALYZE")
+    assert buffers(conn, look) < 1.5 * before + 20, before
 
 
 def test_prune_and_work_at_once(conn: Conn, workers: Workers) -> None:

@@ -31,7 +31,7 @@ from tests.support import ROOT, Server, Workers, kill, states, violations, wait_
 
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 FOR_PRODUCERS = {"enqueue_workflow", "enqueue_workflows", "send_event", "send_message"}
-FOR_READERS = {"stats", "limits", "metrics", "job_metrics", "rates", "last_failures", "clock", "clock_bound"}
+FOR_READERS = {"stats", "limits", "metrics", "job_metrics", "rates", "last_failures", "youngest_jobs", "clock", "clock_bound"}
 #: With the rights of the owner, whoever calls them.
 DEFINERS = FOR_PRODUCERS | FOR_READERS - {"metrics", "clock", "clock_bound"}
 READABLE = {
@@ -369,7 +369,8 @@ def test_no_search_path_and_no_temporary_relation_gets_into_functions_of_the_own
         decoys(conn, tables)
         conn.execute("SET search_path = evil, pg_temp, pgqueue, pg_catalog")
         for name in DEFINERS & FOR_READERS:
-            conn.execute(f"SELECT * FROM pgqueue.{name}({'5' if name in ('rates', 'last_failures') else ''})")  # type: ignore[arg-type]
+            arguments = {"rates": "5", "last_failures": "5", "youngest_jobs": "'failed', NULL, NULL, NULL, 5"}.get(name, "")
+            conn.execute(f"SELECT * FROM pgqueue.{name}({arguments})")  # type: ignore[arg-type]
         assert conn.execute("SELECT FROM pg_catalog.pg_class WHERE relname OPERATOR(pg_catalog.=) 'caught'").rowcount == 1
     with psycopg.connect(cast.dsn) as conn:
         assert conn.execute("SELECT who FROM evil.caught WHERE who <> %s", (cast.names["producer"],)).fetchall() == []

@@ -9,8 +9,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from chaos.databases import COPY
 from chaos.processes import state
+from pgqueue import protocol
+from pgqueue.database import connect, run
 from tests.apps import bank
+from tests.conftest import fresh_database
 from tests.shop import Shop
 from tests.support import Server, Workers, kill, nothing_is_lost, states, wait_for, worker_pids
 from tests.test_processes import alive, attempts, housekeeper_pid, ready, started
@@ -199,6 +203,37 @@ def test_hup_follows_the_settings(shop: Shop, bank_db: psycopg.Connection[Any]) 
     assert len(wait_for(lambda: (pids := set(worker_pids(bank_db, work)) - set(first)) and len(pids) == 2 and pids)) == 2
     wait_for(lambda: not alive(housekeeper), what="the housekeeper to be replaced: it serves another queue")
     assert shop.answer() == "two"
+
+
+def test_hup_to_another_password_goes_on_and_to_another_database_begins_again(
+    shop: Shop, bank_db: psycopg.Connection[Any], server: Server, template: str, dsn: str
+) -> None:
+    """What runs ends where it began, and its worker is never without a housekeeper for its database."""
+
+    def lead_to(where: str, answer: str) -> None:
+        shop.write(answer, f"\napp.dsn = {where!r}\n")
+
+    with fresh_database(server, f"TEMPLATE {template} {COPY}") as other, connect(other, "tests") as there:
+        lead_to(dsn, "first")
+        work = shop.start("-w", "1", "--lease", "3s")
+        [old] = ready(bank_db, work, 1)
+        lead_to(dsn + " connect_timeout=9", "second")
+        work.signal(signal.SIGHUP)
+        wait_for(lambda: "reloaded: all" in work.log(), what=f"the reload\n{work.log()}")
+        assert shop.answer() == "second"
+        shop.enqueue("nap", '{"seconds": 6}')
+        wait_for(lambda: states(bank_db).get("running"), what="the job to begin")
+        lead_to(other, "third")
+        run(there, protocol.enqueue_workflows('[{"name": "answer", "queue": "default"}]'))
+        work.signal(signal.SIGHUP)
+        wait_for(lambda: states(there) == {"succeeded": 1}, what=f"work there\n{work.log()}")
+        assert work.process.poll() is None, "the same process id"
+        nothing_is_lost(bank_db, 2)
+        assert set(states(bank_db)) == {"succeeded"}
+        assert "another database" in work.log()
+        assert "lost its lease" not in work.log()
+        work.signal(signal.SIGTERM)
+        assert work.wait() == 0, work.log()
 
 
 # ------------------------------------------------------------------------------------------ KILL and STOP of each

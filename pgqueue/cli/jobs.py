@@ -92,7 +92,7 @@ def _read(text: str, what: str, advice: str) -> Any:
 def jobs(
     state: str | None, workflow: str | None, queue: str | None, since: float | None, limit: int, as_json: bool, dsn: str | None
 ) -> None:
-    """List jobs, the youngest first."""
+    """List jobs, the youngest first; with --state of an end, those that ended last."""
     rows = ask(dsn, protocol.job_rows(state, workflow, queue, since, limit))
     if as_json:
         show(protocol.JOB_COLUMNS, rows, True)

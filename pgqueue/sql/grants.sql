@@ -22,4 +22,4 @@ GRANT SELECT ON pgqueue.jobs, pgqueue.children, pgqueue.waits, pgqueue.queues, p
 GRANT SELECT (name, workflow, cron, every, timezone, next_at, last_at, paused, misfire, overlap, origin, declared, grace, queue, priority,
               app, paused_by, problem, done_until) ON pgqueue.schedules TO pgqueue_reader;
 GRANT EXECUTE ON FUNCTION pgqueue.stats, pgqueue.limits, pgqueue.metrics, pgqueue.job_metrics, pgqueue.rates, pgqueue.last_failures,
-                          pgqueue.clock, pgqueue.clock_bound TO pgqueue_reader;
+                          pgqueue.youngest_jobs, pgqueue.clock, pgqueue.clock_bound TO pgqueue_reader;

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from pgqueue import database
+from pgqueue import database, protocol
 from pgqueue.config import Exit, WorkSettings
 from pgqueue.context import process
 from pgqueue.errors import Configuration, DatabaseUnreachable, NotConfigured, NotPermitted, SchemaMissing
@@ -30,6 +30,7 @@ class Facts:
     """What the probe found out."""
 
     dsn: str
+    database: str  # which one that leads to
     queues: list[str]
     settings: WorkSettings  # with what the App says, and what the file says now
     directories: list[str]  # that it was imported from
@@ -51,13 +52,14 @@ def probe(settings: WorkSettings, answer: int) -> int:
         with database.connect(dsn, "pgqueue:probe") as conn, database.errors_translated():
             database.check_schema(conn)
             database.run(conn, app.registration())
+            found = database.run(conn, protocol.this_database())
     except (Configuration, NotConfigured, NotPermitted, SchemaMissing) as error:
         log.error("%s", error)
         return Exit.CONFIG
     except DatabaseUnreachable as error:
         log.error("%s", error)
         return Exit.UNREACHABLE
-    os.write(answer, msgspec.json.encode(Facts(dsn, queues, settings, _directories())))
+    os.write(answer, msgspec.json.encode(Facts(dsn, found, queues, settings, _directories())))
     return Exit.OK
 
 

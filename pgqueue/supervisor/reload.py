@@ -3,6 +3,9 @@
 Workers import the App themselves, so whoever is forked next has the new code. First a probe looks whether that can be worked
 with at all; if not, the old generation simply stays. Then each worker is replaced, successor first. If none of the successors
 boots, all goes back.
+
+Where the settings lead to another database, the whole supervisor drains and begins again: whoever keeps house for the one cannot
+give back the jobs of the other.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ log = logging.getLogger(__name__)
 class Reload:
     """The reload under way, if there is one. ``use``: makes everybody work by these Facts."""
 
-    def __init__(self, workers: Workers, facts: Facts, use: Callable[[Facts], None], restart: Callable[[], None]) -> None:
+    def __init__(self, workers: Workers, facts: Facts, use: Callable[[Facts], None], restart: Callable[[], None]
+    ) -> None:
         self.probing: Probing | None = None
         self.under_way = False
         self._workers = workers
@@ -29,7 +33,7 @@ class Reload:
         self._last = workers.generation
         self._again = False
         self._use = use
-        self._restart = restart  # where the App was preloaded, only a fresh interpreter has the new code
+        self._restart = restart  # also where the App was preloaded: only a fresh interpreter has the new code
 
     def begin(self, probe: Callable[[], Probing]) -> None:
         """A signal came. One that comes during a reload starts another after it: what its probe has seen may be old."""
@@ -50,6 +54,9 @@ class Reload:
         elif not isinstance(answer, Facts):
             log.error("not reloaded (exit code %d): generation %d stays", answer, self._workers.generation)
             self.under_way = False
+        elif answer.database != self._facts.database:
+            log.info("the settings lead to another database: nobody works for two at once")
+            self._restart()
         else:
             self._before = self._workers.generation, self._facts
             self._last += 1
