@@ -216,7 +216,7 @@ def test_hup_to_another_password_goes_on_and_to_another_database_begins_again(
     with fresh_database(server, f"TEMPLATE {template} {COPY}") as other, connect(other, "tests") as there:
         lead_to(dsn, "first")
         work = shop.start("-w", "1", "--lease", "3s")
-        [old] = ready(bank_db, work, 1)
+        ready(bank_db, work, 1)
         lead_to(dsn + " connect_timeout=9", "second")
         work.signal(signal.SIGHUP)
         wait_for(lambda: "reloaded: all" in work.log(), what=f"the reload\n{work.log()}")
