@@ -23,8 +23,7 @@ log = logging.getLogger(__name__)
 class Reload:
     """The reload under way, if there is one. ``use``: makes everybody work by these Facts."""
 
-    def __init__(self, workers: Workers, facts: Facts, use: Callable[[Facts], None], restart: Callable[[], None]
-    ) -> None:
+    def __init__(self, workers: Workers, facts: Facts, use: Callable[[Facts], None], restart: Callable[[], None]) -> None:
         self.probing: Probing | None = None
         self.under_way = False
         self._workers = workers
