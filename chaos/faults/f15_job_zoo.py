@@ -8,7 +8,7 @@ from chaos.arena import Arena, Specimen
 from chaos.workloads import zoo
 
 BROKEN = """Jobs that end in a segmentation fault, leave their process, kill it, eat its memory, recurse without end, loop in C,
-start children that stay, write megabytes of output, or ignore SIGTERM."""
+fork again and again, start children that stay, write megabytes of output, or ignore SIGTERM."""
 EXPECTED = """Those that kill their process fail after three crashes, and say how; the others fail or succeed as any job. The
 queue moves on, and no neighbour is charged."""
 SEEN_BY = ("expectations", "liveness")

@@ -23,6 +23,7 @@ EXPECTED = {
     "eat_memory": ("failed", "MemoryError"),
     "recurse": ("failed", "RecursionError"),
     "loop_in_c": ("failed", "StepTimeout"),
+    "multiply": ("failed", "StepTimeout"),
     "breed": ("succeeded", ""),
     "flood": ("succeeded", ""),
     "ignore_term": ("succeeded", ""),
@@ -69,7 +70,19 @@ def _deeper(n: int) -> int:
 @app.step(queue="zoo", retry=ONCE, timeout="1s", max_crashes=1000)
 def loop_in_c() -> bool:
     """Never lets another thread run, nor a signal handler."""
+    return loop()
+
+
+def loop() -> bool:
     return re.fullmatch(r"(a+)+", "a" * 64 + "b") is None
+
+
+@app.step(queue="zoo", retry=ONCE, timeout="1s", max_crashes=1000)
+def multiply() -> bool:
+    """A fork bomb, of 32 processes: all of them spin, and none lets a signal handler run."""
+    for _ in range(5):
+        os.fork()
+    return loop()
 
 
 @app.step(queue="zoo", retry=ONCE, max_crashes=1000)
