@@ -12,7 +12,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from typing import Any
 
 import psycopg
@@ -20,12 +21,13 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from chaos.commits import HeldCommits, ghost_standby
 from pgqueue.config import Address
 from pgqueue.database import run
 from pgqueue.housekeeper.exposition import Exposition, Health
 from pgqueue.housekeeper.http import LONGEST_REQUEST, MOST_CLIENTS, Answer, Server
 from pgqueue.meter import Meters
-from pgqueue.metrics import CLAIM_LOST, METRICS
+from pgqueue.metrics import CLAIM_LOST, IN_DOUBT, METRICS
 from pgqueue.slots import Order, Phase, Slots
 from tests.apps import counted
 from tests.support import Hand, Work, Workers, wait_for, worker_pids
@@ -167,6 +169,37 @@ def test_a_lost_claim_is_counted(counted_db: psycopg.Connection[Any], dsn: str, 
     assert hand.run(job) is None
     meters.admit()
     assert (meters.read() or {})[CLAIM_LOST] == {("fence",): [1.0]}
+    hand.close()
+
+
+@pytest.mark.parametrize("resolved", ["aborted", "committed"])
+def test_a_commit_in_doubt_is_counted(
+    counted_db: psycopg.Connection[Any], dsn: str, monkeypatch: pytest.MonkeyPatch, resolved: str
+) -> None:
+    """Its session is ended inside COMMIT: before it is durable, and after."""
+    meters = Meters(1)
+    monkeypatch.setattr(counted.app, "meter", meters.meter(0))
+    hand = Hand(counted.app, dsn)
+    job = counted.write.enqueue()
+    [claimed] = hand.claim()
+    inside = "wait_event = 'SyncRep' AND application_name LIKE '%:step:%'"
+    counted_db.execute("SET synchronous_commit = local")
+    with ThreadPoolExecutor() as pool, ExitStack() as stack:
+        if resolved == "committed":
+            stack.enter_context(ghost_standby(counted_db))
+        else:
+            held = HeldCommits(counted_db)
+            held.hold("pgqueue.outcome")
+            stack.callback(held.release)
+            inside = "wait_event_type = 'Lock' AND wait_event = 'advisory'"
+        result = pool.submit(hand.run, claimed)
+        end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND {inside}"
+        wait_for(lambda: counted_db.execute(end).fetchall(), what="the session to be inside COMMIT")  # type: ignore[arg-type]
+        stack.close()
+        assert result.result(60) is None, "the transaction has ended the job"
+    meters.admit()
+    assert (meters.read() or {})[IN_DOUBT] == {(resolved,): [1.0]}
+    assert job.status() == "succeeded"
     hand.close()
 
 
