@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from pgqueue import App, Queue, Rate, Retry, protocol, sleep
-from pgqueue.database import run
+from pgqueue.database import connect, run
 from pgqueue.errors import BadValue, UnknownQueue
 from pgqueue.ids import Process, new_token
 from pgqueue.model import ClaimedJob, Settlement
@@ -50,13 +50,18 @@ def enqueue(hand: Hand, *jobs: Any, **options: Any) -> list[Any]:
     return hand.app.enqueue_many([job.options(**options).call(*args) if options else job.call(*args) for args in jobs])
 
 
-def claim(hand: Hand, amount: int = 100, at_once: int = 100) -> list[ClaimedJob]:
-    call = protocol.claim(hand.id, new_token(), ["limited"], list(hand.app.functions), amount, [0] * 20, False, at_once)
+def claim(hand: Hand, amount: int = 100, at_once: int = 100, backwards: bool = False) -> list[ClaimedJob]:
+    call = protocol.claim(hand.id, new_token(), ["limited"], list(hand.app.functions), amount, [0] * 20, backwards, at_once)
     return [job for job, _ in run(hand.conn, call)]
 
 
 def numbers(jobs: list[ClaimedJob]) -> list[int]:
     return [json.loads(job.input)["n"] for job in jobs]
+
+
+def wake(conn: psycopg.Connection[Any]) -> None:
+    """As a housekeeper does, without its look at all others that wait."""
+    run(conn, protocol.wake(1000, "ffffffff-ffff-ffff-ffff-ffffffffffff"))
 
 
 def done(hand: Hand, *jobs: ClaimedJob) -> None:
@@ -156,6 +161,91 @@ def test_a_busy_key_at_the_head_is_in_nobodys_way(make: Make, conn: psycopg.Conn
     assert states(conn)["waiting"] == 4999
 
 
+def test_those_that_come_while_their_key_is_busy_are_never_in_front(make: Make, conn: psycopg.Connection[Any]) -> None:
+    """They go straight to where they wait for their turn: no claim meets them, and nobody pays for them but their producer."""
+    hand = make(per_key=2)
+    enqueue(hand, *[(n, "hot") for n in range(5)])
+    assert states(conn) == {"ready": 2, "waiting": 3}
+    enqueue(hand, (5, "hot"), (0, "another"))
+    enqueue(hand, (6, "hot"))
+    assert states(conn) == {"ready": 3, "waiting": 5}
+    order: list[int] = []
+    while held := claim(hand):
+        order += [n for job, n in zip(held, numbers(held), strict=True) if json.loads(job.input)["key"] == "hot"]
+        done(hand, *held)
+    assert order == [0, 1, 2, 3, 4, 5, 6]
+    assert violations(conn) == []
+
+
+def test_what_is_put_aside_never_overtakes_what_is_ready(make: Make, conn: psycopg.Connection[Any]) -> None:
+    """Of one key: whoever looks after those that wait does not know that one which came before them has not begun."""
+    hand = make(per_key=1)
+    enqueue(hand, *[(n, "k") for n in range(3)])
+    order: list[int] = []
+    for _ in range(3):
+        hand.wake()
+        held = claim(hand)
+        assert len(held) == 1
+        hand.wake()
+        order += numbers(held)
+        done(hand, *held)
+    assert order == [0, 1, 2]
+    assert violations(conn) == []
+
+
+def test_nobody_waits_for_a_turn_that_was_free_before_the_commit(make: Make, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    """A producer saw that jobs of this key wait. When he commits, they have all ended."""
+    hand = make(per_key=1)
+    enqueue(hand, (0, "k"), (1, "k"))
+    with connect(dsn, "producer") as slow, slow.transaction():
+        hand.app.using(slow).enqueue_many([hand.app.functions["job"].call(2, "k")])
+        for n in range(2):
+            held = claim(hand)
+            assert numbers(held) == [n]
+            done(hand, *held)
+        hand.wake()
+    assert claim(hand) == []
+    wake(conn)
+    assert numbers(claim(hand)) == [2]
+
+
+def test_serializable_producers_of_one_key_never_fail_each_other(make: Make, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    hand = make(per_key=1)
+    enqueue(hand, (0, "k"), (1, "k"))
+    others = [connect(dsn, "producer") for _ in range(2)]
+    for n, other in enumerate(others):
+        other.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
+        hand.app.using(other).enqueue_many([hand.app.functions["job"].call(n, "k"), hand.app.functions["job"].call(n + 10, "k")])
+    for other in others:
+        other.execute("COMMIT")
+        other.close()
+    assert sum(states(conn).values()) == 6
+
+
+@pytest.mark.parametrize("how", ["expired", "late", "unknown", "cancelled"])
+def test_a_job_that_never_begins_lets_those_behind_it_go_on(make: Make, conn: psycopg.Connection[Any], how: str) -> None:
+    """Though it ends, or is put aside, without having run: nobody waits for a look at all that wait."""
+    hand = make(per_key=1)
+    enqueue(hand, (0, "k"))
+    options = {"expired": {"expires": 60}, "late": {"timeout": 60}}.get(how, {})
+    if how == "unknown":
+        run(conn, protocol.enqueue_workflows(json.dumps([{"name": "unknown", "queue": "limited", "key": "k"}] * 5)))
+    else:
+        gone = enqueue(hand, *[(n, "k") for n in range(1, 6)], **options)
+    enqueue(hand, (9, "k"))
+    done(hand, *claim(hand))
+    if how in ("expired", "late"):
+        set_clock(conn, "clock_timestamp() + '2 min'")
+    if how == "cancelled":
+        run(conn, protocol.cancel([job.id for job in gone]))
+    for _ in range(8):
+        if numbers(claim(hand)) == [9]:
+            break
+        wake(conn)
+    else:
+        raise AssertionError("the last one never began")
+
+
 @pytest.mark.parametrize("how", ["succeeded", "failed", "cancelled", "retry", "release", "reaped", "finished"])
 def test_whatever_ends_a_run_lets_the_next_one_begin(make: Make, conn: psycopg.Connection[Any], how: str) -> None:
     hand = make(per_key=1)
@@ -198,6 +288,29 @@ def test_a_job_that_comes_back_at_once_is_still_the_first_of_its_key(make: Make,
         done(hand, *held)
         hand.wake()
     assert order == [0, 1, 2, 3]
+    assert violations(conn) == []
+
+
+def test_priorities_read_backwards_leave_the_order_of_a_key(make: Make, conn: psycopg.Connection[Any]) -> None:
+    """Every 16th claim of a worker begins with the last priority, so that it does not starve in a limited queue either."""
+    hand = make(per_key=1, concurrency=100)
+    enqueue(hand, (0, "k"), (1, "k"))
+    [job] = claim(hand, 1)
+    assert hand.settle(Settlement(job, "release")) == {}
+    again = claim(hand, backwards=True)
+    assert numbers(again) == [0], "what was given back is still the first of its key"
+    assert claim(hand) == []
+    done(hand, *again)
+    hand.wake()
+    enqueue(hand, (2, "k"))
+    second = claim(hand, backwards=True)
+    assert numbers(second) == [1], "and so is what waited for its turn"
+    enqueue(hand, (9, "other"), priority=9)
+    enqueue(hand, (3, "another"))
+    assert numbers(claim(hand, 1, backwards=True)) == [9]
+    done(hand, *second)
+    hand.wake()
+    assert sorted(numbers(claim(hand))) == [2, 3]
     assert violations(conn) == []
 
 

@@ -295,8 +295,8 @@ MUTANTS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         {"rate": Rate(5, 1.0, 5)},
     ),
     "a young job passes those that wait for its key": (
-        "pick_limited",
-        "AND (p.lane % 2 = 0 OR bool_or(p.queued) OVER k IS NULL)",
+        "pick_turns",
+        "OR (p.lane % 2 = 1 AND p.pos > max(p.first) OVER k)",
         "",
         {"per_key": 1},
     ),
@@ -307,7 +307,7 @@ MUTANTS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         {"per_key": 1},
     ),
     "the last of a key is woken first": ("next_turns", "ORDER BY w.pos LIMIT", "ORDER BY w.pos DESC LIMIT", {"per_key": 1}),
-    "a key has one more": ("pick_limited", "<= q.per_key - max(p.used)", "<= 1 + q.per_key - max(p.used)", {"per_key": 1}),
+    "a key has one more": ("pick_turns", "THEN q.per_key - (", "THEN 1 + q.per_key - (", {"per_key": 1}),
 }
 
 

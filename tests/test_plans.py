@@ -168,7 +168,11 @@ def test_limits_are_linear_too(worker: psycopg.Connection[Any]) -> None:
     run(conn, protocol.register_app('[{"name": "default", "limits": {"per_key": 1, "concurrency": 100000}}]', "[]"))
 
     def put_aside(amount: int) -> None:
-        run(conn, protocol.enqueue_workflows(json.dumps([{"name": "w", "queue": "default", "key": "busy"}] * amount)))
+        busy = json.dumps([{"name": "w", "queue": "default", "key": "busy"}] * amount)
+        run(conn, protocol.limit_queue("default", {"per_key": 0}))
+        run(conn, protocol.enqueue_workflows(busy))
+        run(conn, protocol.limit_queue("default", {"per_key": None}))
+        counts["line up", amount] = buffers(conn, lambda: run(conn, protocol.enqueue_workflows(busy)))
         enqueue(conn, 1, key=f"behind {amount}")
         counts["put aside", amount] = buffers(conn, lambda: held.append(claim(conn, 1)))
 
@@ -179,14 +183,14 @@ def test_limits_are_linear_too(worker: psycopg.Connection[Any]) -> None:
     put_aside(100)
     put_aside(1000)
     assert [len(jobs) for jobs in held] == [1, 1]
-    assert conn.execute("SELECT count(*) FROM pgqueue.waiting").fetchone() == (1100,)
+    assert conn.execute("SELECT count(*) FROM pgqueue.waiting").fetchone() == (2200,)
     for amount in (100, 1000):
         jobs = [{"name": "w", "queue": "default", "key": f"{amount} {n}"} for n in range(amount)]
         run(conn, protocol.enqueue_workflows(json.dumps(jobs)))
         counts["claim", amount] = buffers(conn, lambda amount=amount: held.append(claim(conn, amount, amount)))
         counts["settle", amount] = buffers(conn, lambda: settle(conn, held[-1]))
         assert len(held[-1]) == amount
-    for verb in ("put aside", "claim", "settle"):
+    for verb in ("line up", "put aside", "claim", "settle"):
         assert counts[verb, 1000] < 15 * counts[verb, 100], counts
 
 

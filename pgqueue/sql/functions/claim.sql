@@ -50,6 +50,9 @@ BEGIN
             IF q.rate IS NOT NULL OR q.key_rate IS NOT NULL THEN
                 PERFORM pgqueue.durable_commit();            -- a register never goes back
             END IF;
+            IF backwards AND q.aging IS NULL THEN            -- but what comes back stays in front of others of its key
+                turn := '{18,19,16,17,14,15,12,13,10,11,8,9,6,7,4,5,2,3,0,1}';
+            END IF;
             SELECT array_agg(p.tid), array_agg(p.starts_at) INTO tids, starts
               FROM pgqueue.pick_limited(q, names, wanted, at_once, array_fill(0::bigint, '{20}'), turn, stamp) p;  -- a hint may leave out what waits here
             CONTINUE WHEN tids IS NULL;
@@ -102,6 +105,12 @@ BEGIN
                AND u.job_id = ANY (ARRAY(SELECT k.job_id FROM known k WHERE k.unique_until IS NOT NULL))
         ), followed AS (
             INSERT INTO pgqueue.wakeup (pos, ended) SELECT nextval('pgqueue.position'), e.job_id FROM ended e
+            RETURNING pg_notify('pgqueue_wake', '')
+        ), passed AS (                                       -- those behind them have their turn
+            INSERT INTO pgqueue.wakeup (pos, turn)
+            SELECT nextval('pgqueue.position'), t.turn
+              FROM (SELECT DISTINCT k.queue || '/' || k.key AS turn FROM known k
+                     WHERE q.limited AND k.key IS NOT NULL AND (k.mine AND k.over IS NULL) IS NOT TRUE) t
             RETURNING pg_notify('pgqueue_wake', '')
         ), strangers AS (
             INSERT INTO pgqueue.waiting (job_id, kind, key, queue, lane)

@@ -13,6 +13,9 @@ DECLARE
     ids     uuid[];                                         -- where they are not simply those of `wanted`
     own     uuid[] := '{}';                                 -- unique ones that were inserted here
     these   uuid[];
+    keyed   text[];                                         -- queues in which a key has a limit
+    lined   uuid[];                                         -- due jobs of those
+    stamp   timestamptz := pgqueue.clock();                 -- one for all: each job is due, or it is not
     created bigint;
     other   record;
 BEGIN
@@ -23,6 +26,11 @@ BEGIN
     IF FOUND THEN
         SELECT t.ids, t.fresh INTO ids, wanted FROM pgqueue.take_unique(wanted) t;
     END IF;
+    PERFORM FROM unnest(wanted) w WHERE w.key IS NOT NULL LIMIT 1;
+    IF FOUND THEN
+        SELECT array_agg(q.name) INTO keyed
+          FROM pgqueue.queue q WHERE q.per_key IS NOT NULL AND q.name = ANY (ARRAY(SELECT DISTINCT w.queue FROM unnest(wanted) w));
+    END IF;
     LOOP
         WITH fresh AS (
             INSERT INTO pgqueue.job SELECT w.* FROM unnest(wanted) w
@@ -31,13 +39,18 @@ BEGIN
         ), now_due AS (
             INSERT INTO pgqueue.ready (queue, lane, pos, job_id, fair)
             SELECT f.queue, 2 * f.priority + 1, nextval('pgqueue.position'), f.id, f.fair
-              FROM fresh f WHERE f.run_at IS NULL OR f.run_at <= pgqueue.clock()
+              FROM fresh f WHERE (f.run_at IS NULL OR f.run_at <= stamp) AND (f.queue = ANY (keyed)) IS NOT TRUE
         ), later AS (
             INSERT INTO pgqueue.scheduled (job_id, run_at, queue, lane)
             SELECT f.id, f.run_at, f.queue, 2 * f.priority + 1
-              FROM fresh f WHERE f.run_at > pgqueue.clock()
+              FROM fresh f WHERE f.run_at > stamp
         )
-        SELECT count(*), array_agg(f.id) FILTER (WHERE f.unique_key IS NOT NULL) INTO created, these FROM fresh f;
+        SELECT count(*), array_agg(f.id) FILTER (WHERE f.unique_key IS NOT NULL),
+               array_agg(f.id) FILTER (WHERE f.queue = ANY (keyed) AND (f.run_at > stamp) IS NOT TRUE)
+          INTO created, these, lined FROM fresh f;
+        IF lined IS NOT NULL THEN
+            PERFORM pgqueue.line_up(lined);
+        END IF;
         own := own || these;
         EXIT WHEN created = coalesce(cardinality(wanted), 0);
         -- Some ids existed: they must be the same jobs. One that was pruned in between is inserted in another round.

@@ -1,5 +1,5 @@
 -- Jobs that wait for their turn at these keys ("queue/key") are ready, as many as have room there, in their order. Returns the keys
--- of which one was moved. It waits for others that move jobs of the same keys: to skip them would let the next one overtake.
+-- of which one was moved. They go back to where they were: others of their key that are ready stay in front of them, or behind. It waits for others that move jobs of the same keys: to skip them would let the next one overtake.
 CREATE OR REPLACE FUNCTION pgqueue.next_turns(turns text[]) RETURNS SETOF text
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -22,7 +22,7 @@ BEGIN
         DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING w.*
     ), back AS (
         INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
-        SELECT g.queue, g.lane - g.lane % 2, g.pos, g.job_id FROM gone g
+        SELECT g.queue, g.lane, g.pos, g.job_id FROM gone g
     )
     SELECT DISTINCT g.key FROM gone g;
 END

@@ -1,6 +1,6 @@
 -- The part of claim for a limited queue, whose lock the caller holds: which of its ready jobs may begin, in their order, and when
 -- (null: at once). They are locked. Jobs whose key has had its share are put aside, into `waiting`, so that nobody meets them again
--- before it is their turn. Jobs that will not run (cancelled, too late, unknown here) cost nothing.
+-- before it is their turn: here, or before by pick_turns. Jobs that will not run (cancelled, too late, unknown here) cost nothing.
 --
 -- at_once: how many jobs the worker can begin at this moment. It gets more only of what there is plenty of: a job that was claimed
 -- and has not begun uses its limit for nothing.
@@ -13,7 +13,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     AHEAD   CONSTANT interval := '50 ms';                    -- a start may be given out so long before it
-    by_key  boolean := q.per_key IS NOT NULL;
+    by_key  boolean := q.per_key IS NOT NULL OR q.key_rate IS NOT NULL;
     room    bigint := 1000000000;
     found   bigint := 0;
     look    integer := 0;
@@ -24,7 +24,8 @@ DECLARE
     jobs    uuid[];
     lanes   smallint[];
     places  bigint[];
-    kept    boolean;                                         -- some are kept by a producer
+    more    boolean;                                         -- some were in front of others, and are not any more
+    allowed boolean;
     job     record;
 BEGIN
     IF q.concurrency IS NOT NULL THEN
@@ -41,60 +42,51 @@ BEGIN
     END IF;
     FOR round IN 1 .. 50 LOOP                                -- one is enough, unless the jobs of busy keys are in front
         look := least(amount + 4 * look, 2000);
-        tids := '{}'; turns := '{}'; untils := '{}'; jobs := '{}'; lanes := '{}'; places := '{}'; kept := false;
+        tids := '{}'; turns := '{}'; untils := '{}'; jobs := '{}'; lanes := '{}'; places := '{}'; more := false;
         FOR job IN
             WITH seen AS MATERIALIZED (
-                SELECT r.* FROM pgqueue.pick_plain(q.name, look, hints, lane_order) r WHERE q.fair_by IS NULL
+                SELECT r.tid, r.lane, r.job_id, r.pos, r.n, NULL::text AS turn, NULL::bigint AS place, NULL::bigint AS free, 0::bigint AS moved
+                  FROM pgqueue.pick_plain(q.name, look, hints, lane_order) r WHERE NOT by_key AND q.fair_by IS NULL
                  UNION ALL
-                SELECT r.* FROM pgqueue.pick_fair(q.name, look, lane_order) r WHERE q.fair_by IS NOT NULL
-            ), facts AS MATERIALIZED (
-                SELECT s.*, j.id, j.cost, CASE WHEN (by_key OR q.key_rate IS NOT NULL) AND NOT f.free THEN q.name || '/' || j.key END AS turn, j.key, f.free,
-                       u.key IS NOT NULL AND l.key IS NULL AS is_kept
-                  FROM seen s
-                  JOIN pgqueue.job j ON j.id = s.job_id
-                  LEFT JOIN pgqueue.cancel_request c ON c.job_id = s.job_id
-                  LEFT JOIN pgqueue.unique_job u ON u.job_id = j.id       -- as in claim: what is locked here stays so until it has begun
-                        AND u.key = CASE WHEN j.unique_key IS NOT NULL AND j.policy #>> '{unique,until}' = 'started' THEN j.unique_key END
-                  LEFT JOIN LATERAL (SELECT x.key FROM pgqueue.unique_job x WHERE x.key = u.key FOR UPDATE SKIP LOCKED) l ON true
-                 CROSS JOIN LATERAL (
-                    SELECT (c.job_id IS NOT NULL OR (CASE j.version WHEN 1 THEN j.name ELSE j.name || '@' || j.version END) <> ALL (names)
-                           OR (j.policy ->> 'deadline')::timestamptz <= stamp
-                           OR (s.lane % 2 = 1 AND (j.policy ->> 'expires_at')::timestamptz <= stamp)) IS TRUE AS free) f
-            ), numbered AS (
-                SELECT f.*, row_number() OVER (PARTITION BY f.turn ORDER BY f.n) AS place FROM facts f
-            ), probed AS (                                   -- each key once: there may be a thousand jobs of it
-                SELECT n.*,
-                       CASE WHEN n.turn IS NOT NULL AND n.place = 1
-                            THEN (SELECT count(*) FROM pgqueue.running r WHERE r.limited = q.name AND r.key = n.key) END AS used,
-                       CASE WHEN n.turn IS NOT NULL AND n.place = 1
-                            THEN (SELECT true FROM pgqueue.waiting w WHERE w.kind = 'key' AND w.key = n.turn LIMIT 1) END AS queued
-                  FROM numbered n
+                SELECT r.tid, r.lane, r.job_id, r.pos, r.n, NULL, NULL, NULL, 0
+                  FROM pgqueue.pick_fair(q.name, look, lane_order) r WHERE NOT by_key AND q.fair_by IS NOT NULL
+                 UNION ALL
+                SELECT r.tid, r.lane, r.job_id, r.pos, r.n, r.turn, r.place, r.free, r.moved
+                  FROM pgqueue.pick_turns(q, look, hints, lane_order) r WHERE by_key
             )
-            SELECT p.tid, p.id, p.lane, p.pos, p.cost, p.turn, p.key, p.free, p.is_kept,
-                   CASE WHEN p.turn IS NULL THEN true
-                        ELSE (NOT by_key OR p.place <= q.per_key - max(p.used) OVER k) AND (p.lane % 2 = 0 OR bool_or(p.queued) OVER k IS NULL)
-                        END AS allowed
-              FROM probed p WINDOW k AS (PARTITION BY p.turn)
-             ORDER BY p.n
+            SELECT s.*, j.id, j.cost, j.key, u.key IS NOT NULL AND l.key IS NULL AS is_kept,
+                   (c.job_id IS NOT NULL OR (CASE j.version WHEN 1 THEN j.name ELSE j.name || '@' || j.version END) <> ALL (names)
+                   OR (j.policy ->> 'deadline')::timestamptz <= stamp
+                   OR (s.lane % 2 = 1 AND (j.policy ->> 'expires_at')::timestamptz <= stamp)) IS TRUE AS over
+              FROM seen s
+              LEFT JOIN pgqueue.job j ON j.id = s.job_id
+              LEFT JOIN pgqueue.cancel_request c ON c.job_id = s.job_id
+              LEFT JOIN pgqueue.unique_job u ON u.job_id = j.id       -- as in claim: what is locked here stays so until it has begun
+                    AND u.key = CASE WHEN j.unique_key IS NOT NULL AND j.policy #>> '{unique,until}' = 'started' THEN j.unique_key END
+              LEFT JOIN LATERAL (SELECT x.key FROM pgqueue.unique_job x WHERE x.key = u.key FOR UPDATE SKIP LOCKED) l ON true
+             ORDER BY s.n
         LOOP
+            more := more OR job.moved > 0 OR job.is_kept;
             IF job.is_kept THEN
                 PERFORM pgqueue.put_off(job.tid, job.id, q.name, job.lane, stamp);
-                kept := true;
                 CONTINUE;
-            ELSIF job.free THEN
+            ELSIF job.tid IS NULL THEN
+                CONTINUE;
+            ELSIF job.over THEN
                 tid := job.tid;
                 starts_at := NULL;
                 RETURN NEXT;
                 CONTINUE;
             END IF;
             moment := NULL;
-            IF job.allowed THEN
+            allowed := job.free IS NULL OR job.place <= job.free;
+            IF allowed THEN
                 EXIT WHEN found >= amount OR (job.cost > room AND NOT (found = 0 AND room = q.concurrency));
                 IF q.key_rate IS NOT NULL AND job.turn IS NOT NULL THEN
                     moment := pgqueue.next_start(q.name, job.key, q.key_rate, q.key_rate_seconds, q.key_rate_burst, job.cost, stamp);
                 END IF;
             END IF;
-            IF NOT job.allowed OR moment > stamp + AHEAD THEN
+            IF NOT allowed OR moment > stamp + AHEAD THEN
                 tids := tids || job.tid; turns := turns || job.turn; untils := untils || (moment - AHEAD);
                 jobs := jobs || job.id; lanes := lanes || job.lane; places := places || job.pos;
                 CONTINUE;
@@ -119,7 +111,7 @@ BEGIN
         IF tids <> '{}' THEN
             PERFORM pgqueue.put_aside(tids, turns, untils, jobs, q.name, lanes, places);
         END IF;
-        EXIT WHEN found > 0 OR (tids = '{}' AND NOT kept);
+        EXIT WHEN found > 0 OR (tids = '{}' AND NOT more);
     END LOOP;
 END
 $$;

@@ -25,7 +25,7 @@ BEGIN
         DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT o.tid FROM over o)) RETURNING w.*
     ), back AS (
         INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
-        SELECT g.queue, g.lane - g.lane % 2, coalesce(g.pos, nextval('pgqueue.position')), g.job_id FROM gone g
+        SELECT g.queue, CASE g.kind WHEN 'key' THEN g.lane ELSE g.lane - g.lane % 2 END, coalesce(g.pos, nextval('pgqueue.position')), g.job_id FROM gone g
         RETURNING job_id
     )
     SELECT count(*) INTO moved FROM back;
