@@ -38,7 +38,7 @@ from pgqueue.functions import (
 from pgqueue.instruments import Counter, Gauge, Histogram, Instrument, check
 from pgqueue.meter import Meter
 from pgqueue.metrics import SECONDS, Combine, Family
-from pgqueue.model import NAME, Isolation, Queue
+from pgqueue.model import NAME, Isolation, Queue, chosen_limits
 from pgqueue.retry import ONCE, Duration, Retry, seconds
 from pgqueue.schedules import MISFIRES, Declared, Misfire, following, times_of
 from pgqueue.unique import Uniqueness, described
@@ -245,10 +245,17 @@ class App:
             raise ValueError(f"priority={said['priority']!r}: 0 (first) to 9 (last)")
         if said.get("max_crashes", 3) < 1:
             raise ValueError(f"max_crashes={said['max_crashes']!r}: at least 1")
-        if said.get("queue", "default") not in self.queues:
+        queue = self.queues.get(said.get("queue", "default"))
+        if queue is None:
             raise ValueError(f"{said['name']}: queue {said['queue']!r} is not declared: App(queues=[Queue({said['queue']!r})])")
+        if "version" in said and kind is not Workflow:
+            raise TypeError(f"{said['name']}: only a workflow has a version: give a new {kind.kind} another name with name=")
         function = (async_kind if inspect.iscoroutinefunction(fn) else kind)(self, fn, Definition(**said))
-        _ = function.signature  # says now what is wrong with the parameters
+        if queue.fair_by is not None and queue.fair_by not in function.signature.parameters:
+            raise TypeError(
+                f"{function.name}: its queue {queue.name!r} is shared fairly by {queue.fair_by!r}, which is not a parameter: "
+                "give it that parameter, or another queue"
+            )
         version = function.definition.version
         for name in (versioned(name, version) for name in (function.name, *function.definition.aliases)):
             if name in self.functions:
@@ -465,14 +472,14 @@ class App:
 
     def limit(self, queue: str, **limits: Any) -> dict[str, Any]:
         """Choose limits of a queue, for the whole cluster and at once: the arguments of Queue by name. ``None`` takes a choice
-        back, so that what the App declares holds again; 0: no such limit. What is chosen wins, and stays when workers start
-        again. Returns what is in force now.
+        back, so that what the App declares holds again; 0: no such limit. ``weights``: of those that are named, in the same way.
+        What is chosen wins, and stays when workers start again. Returns what is in force now.
 
-        Errors: UnknownQueue; BadValue, or ValueError, for what is no limit.
+        Errors: UnknownQueue; TypeError or ValueError for what is no limit.
         """
-        said = {**limits, **Queue(queue, **{name: value or None for name, value in limits.items()}).limits()}
+        call = protocol.limit_queue(queue, chosen_limits(queue, limits))
         with errors_translated():
-            return blocking(self.client.pool.run(protocol.limit_queue(queue, said)))
+            return blocking(self.client.pool.run(call))
 
     def pause(self, queue: str) -> None:
         """Nobody claims from this queue any more, until ``resume``. What runs goes on. UnknownQueue if there is none."""
@@ -483,6 +490,22 @@ class App:
         """Workers claim from this queue again. UnknownQueue if there is none."""
         with errors_translated():
             blocking(self.client.pool.run(protocol.resume(queue)))
+
+    async def alimit(self, queue: str, **limits: Any) -> dict[str, Any]:
+        """``limit`` for async code, to be awaited."""
+        call = protocol.limit_queue(queue, chosen_limits(queue, limits))
+        with errors_translated():
+            return await self.async_client.pool.run(call)
+
+    async def apause(self, queue: str) -> None:
+        """``pause`` for async code, to be awaited."""
+        with errors_translated():
+            await self.async_client.pool.run(protocol.pause(queue))
+
+    async def aresume(self, queue: str) -> None:
+        """``resume`` for async code, to be awaited."""
+        with errors_translated():
+            await self.async_client.pool.run(protocol.resume(queue))
 
     def job(self, id: str) -> Job[Any]:
         """The handle of a job."""

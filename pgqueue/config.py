@@ -169,6 +169,8 @@ class Queues(Kind):
         text = ",".join(map(str, given)) if isinstance(given, list | tuple) else given
         if not isinstance(text, str):
             raise ValueError(f"{given!r} is no list of names")  # noqa: TRY004 -- what the others raise too
+        if not text.strip():
+            raise ValueError("it names no queue: leave it out to serve all of them")
         return ">".join(
             ",".join(name if weight == 1 else f"{name}={weight}" for name, weight in level.items()) for level in levels(text)
         )

@@ -99,6 +99,10 @@ class Call(Generic[R_co]):
         return wanted | describe_options(o)
 
 
+#: What these options can be. The database has the last word.
+BOUNDS = {"priority": (0, 9), "cost": (1, 1_000_000), "max_crashes": (1, 2_147_483_647)}
+
+
 def versioned(name: str, version: int) -> str:
     """As claim() has it."""
     return name if version == 1 else f"{name}@{version}"
@@ -109,6 +113,8 @@ def describe_options(options: Options) -> dict[str, Any]:
     wanted: dict[str, Any] = {}
     for option, value in options.items():
         if option == "delay":
+            if "at" in options:
+                raise TypeError("delay and at: give one of them")
             wanted["delay"] = f"{seconds(typing.cast(Duration, value))} seconds"
         elif option == "at":
             if not isinstance(value, datetime) or value.tzinfo is None:
@@ -121,6 +127,9 @@ def describe_options(options: Options) -> dict[str, Any]:
         elif option in ("priority", "cost", "max_crashes"):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{option}={value!r}: a whole number")
+            least, most = BOUNDS[option]
+            if not least <= value <= most:
+                raise BadValue(f"{option}={value!r}: a whole number from {least} to {most}")
             wanted[option] = value
         elif option in ("key", "id"):
             if not isinstance(value, str):
@@ -141,6 +150,13 @@ def describe_options(options: Options) -> dict[str, Any]:
         else:
             raise TypeError(f"{option!r} is not an option of enqueue: {', '.join(Options.__annotations__)}")
     return wanted
+
+
+def _together(options: Options, more: Options) -> Options:
+    """Later ones replace earlier ones. Errors for what cannot be meant."""
+    all_of_them = Options(**{**options, **more})
+    describe_options(all_of_them)
+    return all_of_them
 
 
 def _key_text(value: Any) -> str | None:
@@ -180,8 +196,7 @@ class Enqueueable(Generic[P, R]):
 
     def options(self, **options: Unpack[Options]) -> Enqueueable[P, R]:
         """The same with options for the job: ``f.options(delay="10m", priority=2, id="order-7").enqueue(7)``."""
-        describe_options(options)
-        return Enqueueable(self._function, Options(**{**self._options, **options}))
+        return Enqueueable(self._function, _together(self._options, options))
 
     @overload
     def using(self, conn: psycopg.Connection[Any]) -> Using[P, R]: ...
@@ -223,8 +238,7 @@ class Using(_OnConnection[P, R]):
 
     def options(self, **options: Unpack[Options]) -> Using[P, R]:
         """The same with options for the job."""
-        describe_options(options)
-        return Using(self._function, Options(**{**self._options, **options}), self._conn)
+        return Using(self._function, _together(self._options, options), self._conn)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a transaction's code in the transaction of this connection. It is the caller's: pgqueue does not commit it."""
@@ -241,8 +255,7 @@ class AsyncUsing(_OnConnection[P, R]):
 
     def options(self, **options: Unpack[Options]) -> AsyncUsing[P, R]:
         """The same with options for the job."""
-        describe_options(options)
-        return AsyncUsing(self._function, Options(**{**self._options, **options}), self._conn)
+        return AsyncUsing(self._function, _together(self._options, options), self._conn)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a transaction's code in the transaction of this connection. It is the caller's: pgqueue does not commit it."""

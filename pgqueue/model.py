@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from pgqueue.retry import Duration, seconds
@@ -53,7 +54,8 @@ class Queue:
     Limits hold in the whole cluster. ``concurrency``: so many jobs run at once (their costs, if they have any). ``per_key``: so
     many of one key; 1 runs the jobs of a key one after the other. ``rate``, ``rate_per_key``: so many begin in a time.
     ``fair_by``: the name of a parameter; whoever it says a job is for gets as much of the queue as everybody else in it.
-    ``aging``: a job counts as much as one of the next priority that is so much younger.
+    ``weights``: so many shares for those that have more than one: ``{"acme": 3}``. ``aging``: a job counts as much as one of the
+    next priority that is so much younger.
 
     >>> Queue("mail", concurrency=20, rate=Rate(100, per="1m")).limits()
     {'concurrency': 20, 'rate': {'n': 100, 'per': 60.0, 'burst': 1}}
@@ -66,6 +68,7 @@ class Queue:
     rate_per_key: Rate | None = None
     fair_by: str | None = None
     aging: Duration | None = None
+    weights: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
@@ -77,6 +80,11 @@ class Queue:
             if getattr(self, limit) is not None and not isinstance(getattr(self, limit), Rate):
                 raise ValueError(f"Queue({self.name!r}, {limit}=...): give a Rate, such as Rate(100, per='1m')")
 
+        for who, weight in (self.weights or {}).items():
+            if not isinstance(who, str) or len(who) > 512 or not _whole(weight) or weight > 1000:
+                raise ValueError(
+                    f"Queue({self.name!r}, weights={{{who!r}: {weight!r}}}): a text, and a whole number from 1 to 1000"
+                )
         if self.aging is not None and not 0.001 <= seconds(self.aging) <= 31622400:
             raise ValueError(f"Queue({self.name!r}, aging={self.aging!r}): from a millisecond to a year")
 
@@ -86,6 +94,20 @@ class Queue:
         del said["name"]
         said["aging"] = None if self.aging is None else seconds(self.aging)
         return {limit: value for limit, value in said.items() if value is not None}
+
+
+def chosen_limits(queue: str, limits: Mapping[str, Any]) -> dict[str, Any]:
+    """What an operator chooses of these limits of a queue, as the database takes it: None and 0 are said there."""
+    known = [f.name for f in fields(Queue) if f.name != "name"]
+    unknown = [limit for limit in limits if limit not in known]
+    if unknown or not limits:
+        raise TypeError(
+            f"{f'{unknown[0]!r} is no limit of' if unknown else 'no limit is said for'} queue {queue!r}: {', '.join(known)}"
+        )
+    weights = limits.get("weights") or {}
+    some = {**limits, "weights": {who: weight for who, weight in weights.items() if weight}}
+    said = Queue(queue, **{limit: value or None for limit, value in some.items()}).limits()
+    return {**limits, **said, **({"weights": dict(weights)} if weights else {})}
 
 
 @dataclass(slots=True)

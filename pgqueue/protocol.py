@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from pgqueue.errors import BadValue
 from pgqueue.ids import Process
 from pgqueue.model import ClaimedJob, Settlement
 from pgqueue.schedules import Due, Plan
@@ -68,6 +69,8 @@ def requeue(ids: Sequence[str], by: str | None = None) -> Call[Rows]:
 
 def rerun(job: str, from_step: int, new_id: str, by: str | None = None) -> Call[str]:
     """The id of the new job: ``new_id``, so that a repetition after a lost connection finds the same."""
+    if isinstance(from_step, bool) or not isinstance(from_step, int):
+        raise BadValue(f"from_step={from_step!r}: the number of a step")
     return Call("SELECT pgqueue.rerun(%s::uuid, %s::integer, %s, %s::uuid)::text", (job, from_step, by, new_id), _first)
 
 

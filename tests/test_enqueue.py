@@ -222,13 +222,20 @@ def test_wrong_arguments_are_type_errors_of_the_producer(app: App, conn: psycopg
     [
         {"delay": "-1s"}, {"delay": -1}, {"delay": "soon"}, {"at": datetime(2030, 1, 1)}, {"priority": 10},  # noqa: DTZ001
         {"priority": -1}, {"max_crashes": 0}, {"retry": 3}, {"nonsense": 1}, {"id": ""}, {"id": "x" * 600}, {"key": "k" * 600},
-        {"at": datetime(9999, 6, 1, tzinfo=UTC)},
+        {"at": datetime(9999, 6, 1, tzinfo=UTC)}, {"cost": 0}, {"cost": 1_000_001},
+        {"delay": 5, "at": datetime(2030, 1, 1, tzinfo=UTC)},
     ],
 )  # fmt: skip
 def test_bad_options(app: App, conn: psycopg.Connection[Any], options: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError)):
         app.functions["send"].options(**options).enqueue("a")
     assert ids(conn) == []
+
+
+@pytest.mark.parametrize("options", [{"priority": 10}, {"cost": 0}, {"max_crashes": 0}, {"at": datetime(2030, 1, 1, tzinfo=UTC)}])
+def test_options_that_cannot_be_are_refused_where_they_are_said(app: App, options: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError), match="a whole number from|give one of them"):
+        app.functions["send"].options(delay=5).options(**options)
 
 
 def test_too_large(app: App, conn: psycopg.Connection[Any]) -> None:

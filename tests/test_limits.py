@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ def make(dsn: str, conn: psycopg.Connection[Any]) -> Iterator[Make]:
             return n
 
         @app.workflow(name="naps", queue="limited", key="key")
-        def naps(key: str = "") -> None:
+        def naps(key: str = "", who: str = "") -> None:
             sleep("1h")
 
         hands.append(Hand(app, dsn))
@@ -451,6 +452,25 @@ def test_weights_and_priorities(make: Make, conn: psycopg.Connection[Any]) -> No
     assert got == {"a": 30, "b": 10, "c": 1}
 
 
+def test_weights_are_chosen_one_by_one(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make(fair_by="who", weights={"a": 3, "b": 2})
+
+    def weights() -> dict[str, int]:
+        return dict(conn.execute("SELECT fair, weight FROM pgqueue.fair_weight").fetchall())
+
+    assert weights() == {"a": 3, "b": 2}
+    assert hand.app.limit("limited", weights={"c": 5, "a": 0})["weights"] == {"a": 1, "b": 2, "c": 5}
+    run(conn, hand.app.registration())
+    assert weights() == {"a": 1, "b": 2, "c": 5}
+    assert hand.app.limit("limited", weights={"a": None}, aging=0)["weights"] == {"a": 3, "b": 2, "c": 5}
+    assert hand.app.limit("limited", weights=None)["weights"] == {"a": 3, "b": 2} == weights()
+    for wrong in ({"a": -1}, {"a": 1001}, {"a": "many"}, {1: 1}):
+        with pytest.raises(ValueError, match="weights"):
+            hand.app.limit("limited", weights=wrong)
+    with pytest.raises(psycopg.Error, match="no limit"):
+        conn.execute("""SELECT pgqueue.limit_queue('limited', '{"weights": {"a": "x"}}')""")
+
+
 # ------------------------------------------------------------------------------------------- priorities that age
 
 
@@ -534,6 +554,35 @@ def test_limits_that_cannot_be_meant() -> None:
     for args in ((0, 1), (1.5, 1), (1, 0), (1, "1m", 0)):
         with pytest.raises(ValueError, match="Rate"):
             Rate(*args)
+
+
+def test_limits_that_are_not_said_or_unknown(make: Make) -> None:
+    hand = make(concurrency=5)
+    for wrong in ({}, {"speed": 1}):
+        with pytest.raises(TypeError, match=r"limit .* queue 'limited': concurrency, rate"):
+            hand.app.limit("limited", **wrong)
+
+
+def test_async_code_has_limits_too(make: Make, conn: psycopg.Connection[Any]) -> None:
+    app = make(concurrency=5).app
+
+    async def control() -> list[Any]:
+        seen: list[Any] = [await app.alimit("limited", concurrency=2)]
+        for change in (app.apause, app.aresume):
+            await change("limited")
+            seen.append(conn.execute("SELECT paused FROM pgqueue.queue WHERE name = 'limited'").fetchone())
+        await app.aclose()
+        return seen
+
+    assert asyncio.run(control()) == [{"concurrency": 2}, (True,), (False,)]
+
+
+def test_what_a_queue_asks_of_its_functions(make: Make) -> None:
+    app = App(queues=[Queue("shared", fair_by="tenant")])
+    with pytest.raises(TypeError, match="'tenant', which is not a parameter"):
+        app.step(name="report", queue="shared")(lambda month: None)
+    with pytest.raises(TypeError, match="only a workflow has a version"):
+        app.step(name="report", version=2)(lambda month: None)  # type: ignore[call-overload]
 
 
 def test_a_cost_that_cannot_be(make: Make) -> None:

@@ -52,11 +52,15 @@ def _text(limits: dict[str, Any]) -> str:
     """Limits as they are given to ``pgqueue limit``."""
 
     def one(value: Any) -> str:
+        if isinstance(value, dict) and "per" not in value:
+            return " ".join(f"{who}={weight}" for who, weight in value.items())
         if isinstance(value, dict):
             return f"{value['n']}/{value['per']:g}s" + (f" burst {value['burst']}" if value["burst"] > 1 else "")
         return OFF if value is None else str(value)
 
-    order = [limit for limit in ("concurrency", "rate", "per_key", "rate_per_key", "fair_by", "aging") if limit in limits]
+    order = [
+        limit for limit in ("concurrency", "rate", "per_key", "rate_per_key", "fair_by", "weights", "aging") if limit in limits
+    ]
     return ", ".join(f"{limit.replace('_', '-')} {one(limits[limit])}{'s' * (limit == 'aging')}" for limit in order) or "-"
 
 
@@ -83,6 +87,16 @@ class _Time(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error))
 
 
+class _Weight(click.ParamType):  # type: ignore[type-arg]
+    name = "WHO=N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        who, equals, weight = str(value).rpartition("=")
+        if not equals or not (weight == DEFAULT or (re.fullmatch(r"[1-9]\d{0,3}", weight) and int(weight) <= 1000)):
+            self.fail(f"{value!r}: acme=3, a whole number from 1 to 1000, or acme={DEFAULT}")
+        return who, None if weight == DEFAULT else int(weight)
+
+
 class _Rate(click.ParamType):  # type: ignore[type-arg]
     name = "N/TIME"
 
@@ -106,13 +120,18 @@ class _Rate(click.ParamType):  # type: ignore[type-arg]
 @click.option("--rate", type=_Rate(), help="Jobs that begin in a time: 100/1m; 100/1m:20 allows bursts of 20.")
 @click.option("--rate-per-key", type=_Rate(), help="The same for each key.")
 @click.option("--aging", type=_Time(), help="How much older a job is that counts as much as one of the priority before it.")
+@click.option("--weight", type=_Weight(), multiple=True, help="Shares of one of those whom fair_by tells apart; can be repeated.")
 @dsn_option
-def limit(queue: str, concurrency: Any, per_key: Any, rate: Any, rate_per_key: Any, aging: Any, dsn: str | None) -> None:
+def limit(
+    queue: str, dsn: str | None, weight: Any, concurrency: Any, per_key: Any, rate: Any, rate_per_key: Any, aging: Any
+) -> None:
     """Change the limits of a queue, for the whole cluster and at once. "off": no such limit; "default": what the App declares."""
     given = {"concurrency": concurrency, "per_key": per_key, "rate": rate, "rate_per_key": rate_per_key, "aging": aging}
     chosen = {name: _value(value) for name, value in given.items() if value is not None}
+    if weight:
+        chosen["weights"] = dict(weight)
     if not chosen:
-        raise click.UsageError("say which: --concurrency, --per-key, --rate, --rate-per-key or --aging")
+        raise click.UsageError("say which: --concurrency, --per-key, --rate, --rate-per-key, --aging or --weight")
     with errors_translated():
         in_force = ask(dsn, protocol.limit_queue(queue, chosen))
     click.echo(f"{queue}: {_text(in_force)}")

@@ -7,7 +7,7 @@ DECLARE
     said jsonb;
 BEGIN
     PERFORM pg_advisory_xact_lock(pgqueue.queue_lock(queue));
-    SELECT jsonb_strip_nulls(q.declared || q.chosen) INTO said FROM pgqueue.queue q WHERE q.name = apply_limits.queue;
+    SELECT pgqueue.limits_in_force(q.declared, q.chosen) INTO said FROM pgqueue.queue q WHERE q.name = apply_limits.queue;
     UPDATE pgqueue.queue q
        SET concurrency = (said ->> 'concurrency')::integer,
            per_key = (said ->> 'per_key')::integer,
@@ -22,6 +22,9 @@ BEGIN
            uncounted = q.uncounted OR NOT q.limited,
            limited = said ?| '{concurrency,per_key,rate,rate_per_key,fair_by}'
      WHERE q.name = apply_limits.queue;
+    DELETE FROM pgqueue.fair_weight w WHERE w.queue = apply_limits.queue;
+    INSERT INTO pgqueue.fair_weight (queue, fair, weight)
+    SELECT apply_limits.queue, e.key, e.value::integer FROM jsonb_each(coalesce(said -> 'weights', '{}')) e;
     PERFORM pgqueue.wake_idle();
 END
 $$;

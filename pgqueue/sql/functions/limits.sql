@@ -11,7 +11,7 @@ AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-    SELECT q.name, q.paused, jsonb_strip_nulls(q.declared || q.chosen), q.declared, q.chosen,
+    SELECT q.name, q.paused, pgqueue.limits_in_force(q.declared, q.chosen), q.declared, q.chosen,
            CASE WHEN q.limited THEN (SELECT coalesce(sum(r.cost), 0)::bigint FROM pgqueue.running r WHERE r.limited = q.name)
                                     + CASE WHEN q.uncounted THEN (SELECT count(*) FROM pgqueue.running r
                                                                    WHERE r.queue = q.name AND r.limited IS NULL) ELSE 0 END END,

@@ -64,6 +64,7 @@ BEGIN
               LEFT JOIN pgqueue.unique_job u ON u.job_id = j.id       -- as in claim: what is locked here stays so until it has begun
                     AND u.key = CASE WHEN j.unique_key IS NOT NULL AND j.policy #>> '{unique,until}' = 'started' THEN j.unique_key END
               LEFT JOIN LATERAL (SELECT x.key FROM pgqueue.unique_job x WHERE x.key = u.key FOR UPDATE SKIP LOCKED) l ON true
+             WHERE j.id IS NOT NULL OR s.tid IS NULL         -- what was committed since a moment ago: next time
              ORDER BY s.n
         LOOP
             more := more OR job.moved > 0 OR job.is_kept;
