@@ -130,6 +130,7 @@ def test_secrets_are_masked(place: Place) -> None:
         ("lease = 0.5", {}, "too short"),
         ("lease = [1]", {}, "a duration is"),
         ("queues = 5", {}, "5 is no list of names"),
+        ("queues = ' '", {}, "queues: it names no queue"),
         ("verbose = 'perhaps'", {}, "neither true nor false"),
         ("dsn = 5", {}, "dsn: 5 is no text"),
         ("workers = ", {}, "pgqueue.toml cannot be read"),

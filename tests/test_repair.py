@@ -143,6 +143,9 @@ def test_what_cannot_be_run_again_is_refused(flow: Any, app: App, conn: psycopg.
     for step in (0, -1, 5, 50_001):
         with pytest.raises(BadValue, match=r"cannot run again from step .* to step 4"):
             job.rerun(from_step=step)
+    for wrong in (1.5, True, "2"):
+        with pytest.raises(BadValue, match="the number of a step"):
+            job.rerun(wrong)  # type: ignore[arg-type]
     with pytest.raises(UnknownJob, match="there is no job"):
         app.job("01920000-0000-7000-8000-000000000000").rerun()
     assert states(conn) == {"failed": 1}
