@@ -85,7 +85,7 @@ def _run(as_json: bool, directory: Path | None, **wanted: Any) -> int:
     unknown = set(wanted["faults"]) - _suite("chaos.faults").faults().keys()
     if unknown:
         raise click.UsageError(f"there is no fault {', '.join(sorted(unknown))}: see pgqueue chaos faults")
-    place = directory or Path(tempfile.mkdtemp(prefix="pgqueue-chaos-run-"))
+    place = (directory or Path(tempfile.mkdtemp(prefix="pgqueue-chaos-run-"))).resolve()  # hosts work elsewhere
     place.mkdir(parents=True, exist_ok=True)
     say = _teller(as_json)
     say(f"seed {wanted['seed']}")
