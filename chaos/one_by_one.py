@@ -7,13 +7,14 @@ its jobs ran again.
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
 
 from chaos.arena import Arena, Loss
-from chaos.processes import session
+from chaos.processes import send_signal, session
 from chaos.server import OwnServer
 from chaos.waiting import wait_for
 from chaos.workloads import town
@@ -30,6 +31,13 @@ SELECT 1 FROM unnest(%s::uuid[]) lost(id)
    AND NOT EXISTS (SELECT 1 FROM claim_history h WHERE h.event = '1 claimed' AND h.job_id = lost.id AND h.at > to_timestamp(%s))
 """
 _CLAIMED = "SELECT 1 FROM claim_history WHERE event = '1 claimed' AND at > to_timestamp(%s) LIMIT 1"
+_LOOKS = (
+    "SELECT queue, lane, count(*), min(pos), max(pos) FROM pgqueue.ready GROUP BY 1, 2",
+    "SELECT worker, queue, count(*), min(started_at), clock_timestamp() FROM pgqueue.running GROUP BY 1, 2",
+    "SELECT id, pid, started_at, beat, fenced_at, reason FROM pgqueue.worker",
+    "SELECT pid, application_name, state, wait_event, clock_timestamp() - state_change, left(query, 80) FROM pg_stat_activity"
+    " WHERE application_name LIKE 'pgqueue:%%'",
+)
 _IN_TRANSACTION = """
 SELECT w.pid FROM pgqueue.running r JOIN pgqueue.worker w ON w.id = r.worker
   JOIN pg_stat_activity a ON a.application_name LIKE 'pgqueue:' || w.id || ':step%%' AND a.state = 'idle in transaction'
@@ -77,7 +85,14 @@ class OneByOne:
     def _wait_until_all_work(self) -> None:
         arena = self._arena
         count = arena.setup.hosts * arena.setup.workers
-        wait_for(lambda: sum(worker.jobs > 0 for worker in arena.workers(0)) >= count, f"{count} workers with jobs")
+        wait_for(lambda: sum(worker.jobs > 0 for worker in arena.workers(0)) >= count, self._who_works)
+
+    def _who_works(self) -> str:
+        """What is to be known of workers that have no jobs although there are some. Their stacks: in the logs of their hosts."""
+        ask, idle = self._arena.chaos.query, [worker for worker in self._arena.workers(0) if not worker.jobs]
+        for worker in idle:
+            send_signal(worker.pid, signal.SIGUSR1)
+        return f"all workers to have jobs: {idle} have none; {[[str(row) for row in ask(look)] for look in _LOOKS]}"
 
     def _until_claimed(self, loss: Loss) -> None:
         query = self._arena.chaos.query
