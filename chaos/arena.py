@@ -18,6 +18,7 @@ import psycopg
 
 from chaos import history
 from chaos.controller import Controller
+from chaos.pooler import Pooler
 from chaos.processes import Host, send_signal, session
 from chaos.server import Server
 from chaos.waiting import wait_for
@@ -109,6 +110,7 @@ class Arena:
         self.specimens: dict[str, Specimen] = {}
         self.cancelled: set[str] = set()  # or nearly
         self.proxy: Proxy | None = None  # where one host works through it
+        self.pooler: Pooler | None = None  # the same
         self.enqueued: set[str] = set()  # acknowledged
         self.attempted: set[str] = set()
         self.interrupted = 0  # steps that a fault can have interrupted
@@ -148,6 +150,8 @@ class Arena:
             self.start_host()
         if self.proxy is not None:
             self.start_host(self.proxy.dsn)
+        if self.pooler is not None:
+            self.start_host(self.pooler.dsn(self.dsn))
         count = len(self.hosts) * self.setup.workers
         wait_for(lambda: len(self.workers(0)) >= count, lambda: f"{count} workers\n{self.chaos.story()}")
 

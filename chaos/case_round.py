@@ -51,6 +51,7 @@ class Cases:
                 error = done.exception()
                 if error is not None:
                     wrong.append(f"{running[done]}: {str(error)[:2000]}")
+                    (self._directory / "wrong.txt").open("a").write(f"{running[done]}: {error}\n\n")
                 self._say(f"{self._round.name}: {number}/{len(cases)} cases, {len(wrong)} wrong")
         kinds = Counter(case.action.partition(":")[0] + (" twice" if "=kill9" in case.first else "") for case in cases)
         note = f"{len(cases)} faults at {len({case.failpoint for case in cases})} places"

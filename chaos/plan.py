@@ -29,6 +29,7 @@ class Round:
     times: dict[str, int] = field(default_factory=dict)  # or one at a time: how many of each (chaos/one_by_one.py)
     setup: Setup = field(default_factory=Setup)
     proxy: bool = False  # one host more, which works through a proxy that breaks its connections
+    pooler: bool = False  # and one behind PgBouncer, where that is installed
     only: tuple[str, ...] = ()  # of cases and cuts: these
     sample: int = 0  # so many of them, by the seed; 0: all
     pairs: int = 0  # of cases: so many pairs besides

@@ -111,6 +111,18 @@ class OwnServer:
         self.primary.start()
         self.accepting_since = time.time()
 
+    def recovered(self) -> None:
+        """It restarts by itself, because one of its processes was killed: wait until it accepts connections again."""
+        wait_for(self._accepts, "the server to have recovered")
+        self.accepting_since = time.time()
+
+    def _accepts(self) -> bool:
+        try:
+            psycopg.connect(self.primary.dsn).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
     def prepare_standby(self) -> None:
         """A standby that follows the primary, and has all of it."""
         if self._standby is None:

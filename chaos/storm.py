@@ -20,6 +20,7 @@ from chaos.nemesis import Nemesis, timetable
 from chaos.one_by_one import OneByOne, late
 from chaos.oracles import invariant, ledger
 from chaos.plan import Round
+from chaos.pooler import Pooler, program
 from chaos.results import Result, measured
 from chaos.server import Server
 from chaos.verdicts import Verdict, verdicts
@@ -50,6 +51,8 @@ class Storm:
             with arena.chaos, ExitStack() as stack:
                 if self._round.proxy and self._server.own:
                     arena.proxy = stack.enter_context(Proxy(dsn))
+                if self._round.pooler and self._server.own and program():
+                    arena.pooler = stack.enter_context(Pooler(dsn))
                 try:
                     arena.open()
                     self._blow(arena, self._nemesis(arena, seconds), seconds)

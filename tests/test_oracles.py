@@ -356,6 +356,21 @@ def test_expectations_can_fail(done: Connection) -> None:
     assert expectations.check(done, {}, {good}) == []
 
 
+def test_expectations_count_crashes(done: Connection) -> None:
+    """Three times as many are allowed only to a job that was not alone in any worker that died."""
+    jobs = [row[0] for row in done.execute("SELECT job_id FROM pgqueue.outcome ORDER BY 1 LIMIT 2").fetchall()]
+    crash = (
+        "INSERT INTO pgqueue.attempt (job_id, kind, checkpoints, worker, ended_at)"
+        " SELECT %s, 'crash', 0, lpad(n::text, 32, '0')::uuid, clock_timestamp() FROM generate_series(%s, %s) n"
+    )
+    done.execute(crash, (jobs[0], 1, bank.ENOUGH))
+    assert expectations.check(done, {}) == []
+    done.execute(crash, (jobs[0], bank.ENOUGH + 1, bank.ENOUGH + 1))
+    assert "was charged with 1001 crashes, and may have 1000" in expectations.check(done, {})[0]
+    done.execute(crash, (jobs[1], 1, 1))
+    assert expectations.check(done, {}) == []
+
+
 def test_conservation_of_chosen_ids_can_fail(done: Connection) -> None:
     ids = {row[0] for row in done.execute("SELECT id::text FROM pgqueue.job WHERE parent IS NULL").fetchall()}
     inside = (bank.tell.name,)

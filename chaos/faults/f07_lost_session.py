@@ -7,6 +7,7 @@ import random
 
 from chaos.arena import Arena
 from chaos.controller import SESSIONS
+from chaos.server import OwnServer
 
 BROKEN = """pg_terminate_backend of all sessions of one kind: steps, claims, heartbeat, the housekeeper's duties, producers. On a
 server of the suite also SIGKILL to one server process: PostgreSQL then ends them all, and recovers from its log."""
@@ -21,10 +22,11 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     sessions = arena.chaos.sessions(kind)
     if not sessions:
         return None
-    if arena.server.own and chance.random() < 0.25:
+    if isinstance(arena.server, OwnServer) and chance.random() < 0.25:
         arena.interrupt_all()
         arena.chaos.kill_session(chance.choice(sessions))
         arena.count("PostgreSQL crashes")
+        arena.server.recovered()
         arena.accepting()
         return f"killed a server process of the kind {kind}"
     arena.interrupt(len(sessions))

@@ -7,9 +7,9 @@ import time
 
 from chaos.arena import Arena
 
-BROKEN = """pgqueue's clock of the database is some seconds ahead or behind for a moment: its functions clock() and
-clock_bound() are replaced, for everybody. (A session cannot do that: there is no setting to set. An hour, with schedules:
-tests/test_schedules.py.)"""
+BROKEN = """pgqueue's clock of the database is some seconds ahead or behind for a moment, or an hour behind: its functions clock()
+and clock_bound() are replaced, for everybody. (A session cannot do that: there is no setting to set. What is put off while it is
+an hour ahead comes an hour late, and a rate that was used then waits as long: tests/test_schedules.py, tests/test_limits.py.)"""
 EXPECTED = "Leases hold, no tick comes twice. Of a limited rate at most one burst more gets through for each step."
 SEEN_BY = ("ticks", "rates", "claim history", "liveness")
 LANE = "clock"
@@ -24,7 +24,7 @@ AS $$ SELECT statement_timestamp() {0} $$;
 
 def inject(arena: Arena, chance: random.Random) -> str | None:
     """There, and back: two steps."""
-    seconds = chance.choice((-5, 5, -2, 2))
+    seconds = chance.choice((-5, 5, -2, 2, -3600))
     arena.steps_of_the_clock += 2
     try:
         _set(arena, f"+ interval '{seconds} seconds'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,12 +16,14 @@ import psycopg
 
 from chaos.arena import Arena
 from chaos.faults import OWN_SERVER
+from chaos.pooler import Pooler
 from chaos.server import OwnServer
 from chaos.waiting import wait_for
 from pgqueue.database import is_lost
 
 BROKEN = """All connections that the server has are taken, and half of pgqueue's are ended. Or (for root only) checkpoints are
-moved to a disk of 16 MB, which is filled, and freed after a while."""
+moved to a disk of 16 MB, which is filled, and freed after a while. Or the PgBouncer (in transaction mode) that one host works
+through is stopped or killed, and started again."""
 EXPECTED = "Infrastructure, not failures: everybody backs off and comes again, and no attempt is used up."
 SEEN_BY = ("expectations", "effects", "atomicity", "liveness")
 LANE = "server"
@@ -33,9 +36,11 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 
 
 def inject(arena: Arena, chance: random.Random) -> str | None:
-    """One of both."""
+    """One of the three."""
     assert isinstance(arena.server, OwnServer)
     seconds = chance.uniform(0.5, 2.5)
+    if arena.pooler is not None and chance.random() < 0.6:
+        return _restart(arena, arena.pooler, chance.choice((signal.SIGTERM, signal.SIGKILL)), seconds)
     if os.geteuid() == 0 and chance.random() < 0.5:
         with _small_disk(arena, arena.server) as disk:
             _fill(disk)
@@ -52,6 +57,14 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
             except psycopg.OperationalError:
                 time.sleep(0.02)
     return f"no connections were left for {seconds:.1f} s, {ended} were ended"
+
+
+def _restart(arena: Arena, pooler: Pooler, number: signal.Signals, seconds: float) -> str:
+    arena.interrupt(arena.setup.workers)
+    pooler.stop(number)
+    time.sleep(seconds)
+    pooler.start()
+    return f"PgBouncer got {number.name}, and was away for {seconds:.1f} s"
 
 
 def _fill(disk: Path) -> None:

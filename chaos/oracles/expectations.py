@@ -16,11 +16,13 @@ SELECT o.job_id::text, o.status, coalesce(o.error::json ->> 'type', '') || ': ' 
        j.parent::text
   FROM pgqueue.outcome o JOIN pgqueue.job j ON j.id = o.job_id WHERE o.status <> 'succeeded' OR o.job_id::text = ANY (%s)
 """
-#: (Where several jobs had begun in a worker that died, nobody knows which one it was: then three times as many are allowed.)
+#: Where several jobs had begun in a worker that died, nobody knows which one it was: then three times as many are allowed.
 _CRASHES = """
-SELECT a.job_id::text, count(*), max(w.max_crashes) FROM pgqueue.attempts a JOIN pgqueue.jobs j ON j.id = a.job_id
-  JOIN pgqueue.workflow w ON w.name = j.name WHERE a.kind = 'crash' GROUP BY 1, a.checkpoints
-HAVING count(*) > 3 * max(w.max_crashes)
+SELECT a.job_id::text, count(*), max(w.max_crashes) * CASE WHEN bool_or(a.company) THEN 3 ELSE 1 END AS most
+  FROM (SELECT t.*, count(*) OVER (PARTITION BY t.worker) > 1 AS company FROM pgqueue.attempt t WHERE t.kind = 'crash') a
+  JOIN pgqueue.job j ON j.id = a.job_id
+  JOIN pgqueue.workflow w ON w.name = j.name GROUP BY 1, a.checkpoints
+HAVING count(*) > max(w.max_crashes) * CASE WHEN bool_or(a.company) THEN 3 ELSE 1 END
 """
 
 
