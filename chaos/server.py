@@ -111,17 +111,13 @@ class OwnServer:
         self.primary.start()
         self.accepting_since = time.time()
 
-    def recovered(self) -> None:
-        """It restarts by itself, because one of its processes was killed: wait until it accepts connections again."""
-        wait_for(self._accepts, "the server to have recovered")
+    def crash_itself(self, kill: Callable[[], None]) -> None:
+        """``kill`` one of its processes: it ends all of them, and recovers. Returns when it accepts connections again."""
+        witness = psycopg.connect(self.primary.dsn, autocommit=True)
+        kill()
+        wait_for(lambda: not _answers(witness), "the server to notice that a process of its was killed")
+        wait_for(lambda: _accepts(self.primary.dsn), "the server to have recovered")
         self.accepting_since = time.time()
-
-    def _accepts(self) -> bool:
-        try:
-            psycopg.connect(self.primary.dsn).close()
-        except psycopg.OperationalError:
-            return False
-        return True
 
     def prepare_standby(self) -> None:
         """A standby that follows the primary, and has all of it."""
@@ -181,6 +177,23 @@ class OwnServer:
         self._point()
         old.remove()
         self._all.remove(old)
+
+
+def _answers(conn: psycopg.Connection[Any]) -> bool:
+    try:
+        conn.execute("SELECT 1")
+    except psycopg.OperationalError:
+        conn.close()
+        return False
+    return True
+
+
+def _accepts(dsn: str) -> bool:
+    try:
+        psycopg.connect(dsn).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 class GivenServer:

@@ -48,6 +48,15 @@ def test_term_while_a_worker_is_inside_commit(
     nothing_is_lost(bank_db, 1)
 
 
+def test_term_again_and_again_until_the_end(workers: Workers) -> None:
+    """Also while Python ends, which takes the handlers away before the process is gone."""
+    work = workers.start("tests.apps.bank:app", "-w", "1")
+    wait_for(lambda: "workers for" in work.log(), what="the supervisor to have started")
+    while work.process.poll() is None:
+        work.signal(signal.SIGTERM)
+    assert work.wait() == 0, work.log()
+
+
 @pytest.mark.parametrize("where", ["probe", "import"])
 def test_term_while_it_boots_is_a_clean_end_at_once(shop: Shop, bank_db: psycopg.Connection[Any], where: str) -> None:
     mark = shop.path / "importing"

@@ -56,6 +56,12 @@ class Supervisor:
         self._boot_failures = 0
 
     def run(self) -> int:
+        try:
+            return self._run()
+        finally:
+            hold_back()  # what comes now comes too late; Python would die of it while it ends
+
+    def _run(self) -> int:
         self._signals.listen()
         adopt_orphans()
         found = self._look_first()
