@@ -47,12 +47,15 @@ class Cases:
         wrong: list[str] = []
         with ThreadPoolExecutor(AT_ONCE) as pool:
             running = {pool.submit(self._play, case): case for case in cases}
-            for number, done in enumerate(as_completed(running), 1):
-                error = done.exception()
-                if error is not None:
-                    wrong.append(f"{running[done]}: {str(error)[:2000]}")
-                    (self._directory / "wrong.txt").open("a").write(f"{running[done]}: {error}\n\n")
-                self._say(f"{self._round.name}: {number}/{len(cases)} cases, {len(wrong)} wrong")
+            try:
+                for number, done in enumerate(as_completed(running), 1):
+                    error = done.exception()
+                    if error is not None:
+                        wrong.append(f"{running[done]}: {str(error)[:2000]}")
+                        (self._directory / "wrong.txt").open("a").write(f"{running[done]}: {error}\n\n")
+                    self._say(f"{self._round.name}: {number}/{len(cases)} cases, {len(wrong)} wrong")
+            finally:
+                pool.shutdown(cancel_futures=True)  # whoever interrupts us does not wait for the others
         kinds = Counter(case.action.partition(":")[0] + (" twice" if "=kill9" in case.first else "") for case in cases)
         note = f"{len(cases)} faults at {len({case.failpoint for case in cases})} places"
         result = Result("cases", self._round.name, self._seed, time.time() - began, cases=dict(kinds))

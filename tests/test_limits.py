@@ -315,6 +315,22 @@ def test_priorities_read_backwards_leave_the_order_of_a_key(make: Make, conn: ps
     assert violations(conn) == []
 
 
+def test_priorities_that_age_leave_the_order_of_a_key(make: Make, conn: psycopg.Connection[Any]) -> None:
+    """The first job of a lane speaks for it: those that come back may be behind the fresh ones."""
+    hand = make(per_key=1, aging=60.0)
+    enqueue(hand, (0, "a"), (1, "a"), (2, "b"))
+    first = claim(hand)
+    assert numbers(first) == [0, 2]  # 1 waits for its turn
+    enqueue(hand, (3, "c"), (4, "a"))  # 4 is fresh, and behind 1
+    done(hand, first[0])  # 1 is back
+    conn.execute("UPDATE pgqueue.job SET created_at = created_at + interval '1 h' WHERE input::json ->> 'n' = '1'")
+    taken = numbers(claim(hand, 1)) + numbers(claim(hand))
+    if 1 not in taken:
+        hand.wake()
+        taken += numbers(claim(hand))
+    assert sorted(taken) == [1, 3]
+
+
 def test_two_of_a_key_and_no_more(make: Make) -> None:
     hand = make(per_key=2)
     enqueue(hand, *[(n, "k") for n in range(7)])

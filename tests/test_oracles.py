@@ -361,7 +361,7 @@ def test_expectations_count_crashes(done: Connection) -> None:
     jobs = [row[0] for row in done.execute("SELECT job_id FROM pgqueue.outcome ORDER BY 1 LIMIT 2").fetchall()]
     crash = (
         "INSERT INTO pgqueue.attempt (job_id, kind, checkpoints, worker, ended_at)"
-        " SELECT %s, 'crash', 0, lpad(n::text, 32, '0')::uuid, clock_timestamp() FROM generate_series(%s, %s) n"
+        " SELECT %s, 'crash', 0, lpad(n::text, 32, '0')::uuid, clock_timestamp() FROM generate_series(%s::int, %s::int) n"
     )
     done.execute(crash, (jobs[0], 1, bank.ENOUGH))
     assert expectations.check(done, {}) == []
