@@ -236,6 +236,17 @@ def test_descriptors_above_1024(bank_db: psycopg.Connection[Any], workers: Worke
     assert "starting another" not in work.log(), "the housekeeper was well"
 
 
+def test_closed_standard_streams(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
+    """As some service managers, and some scripts, leave them."""
+    bank.noop.enqueue()
+    closed = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "pgqueue")
+    work = workers.start("tests.apps.bank:app", "-w", "1", program=closed)
+    wait_for(lambda: states(bank_db) == {"succeeded": 1} or work.process.poll() is not None, what="the job")
+    work.signal(signal.SIGTERM)
+    assert work.wait() == 0
+    nothing_is_lost(bank_db, 1)
+
+
 def test_as_many_descriptors_as_the_workers_need(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
     bank.noop.enqueue()
     work = workers.start("tests.apps.bank:app", "-w", "1", program=(sys.executable, "-c", ALLOW.format(soft=64, hard=4096)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
 
 def main() -> None:
     """Entry point. Without libpq nothing works, so that is said here and not by a traceback."""
+    _open_standard_streams()
     if sys.argv[1:2] == ["health"]:
         from pgqueue.cli.health import fast
 
@@ -31,3 +33,15 @@ def main() -> None:
         run()
     except KeyboardInterrupt:  # also while modules are being imported
         sys.exit(130)
+
+
+def _open_standard_streams() -> None:
+    """Whoever started us may have closed them: then the next file or pipe that is opened would be taken for one of them."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
