@@ -22,6 +22,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from chaos.processes import state
 from pgqueue.database import run
 from pgqueue.housekeeper.collector import MetricsPage
 from pgqueue.meter import Meters
@@ -117,8 +118,10 @@ def test_no_failed_scrape_and_no_counter_goes_back(
     try:
         wait_for(lambda: len(server.ask("up == 1")) == 2, what="the first scrapes")
         while killed < kills:
-            victims = [pid for work in works for pid in worker_pids(load, work)]
-            killed += bool(victims) and kill(rng.choice(victims), signal.SIGKILL)
+            victims = [pid for work in works for pid in worker_pids(load, work) if state(pid) not in "ZX"]
+            if victims and kill(victim := rng.choice(victims), signal.SIGKILL):
+                killed += 1
+                wait_for(lambda victim=victim: state(victim) in "ZX", what="it to be dead: nobody dies twice")
             time.sleep(rng.uniform(0, 0.3))
         exits = 'sum(pgqueue_worker_exits_total{reason="signal"})'
         wait_for(lambda: [value for _, value in server.ask(exits)] == [killed], what="all deaths to be counted")
