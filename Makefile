@@ -19,8 +19,10 @@ CHAOS :=
 # Tests at once. Most of the time they wait for processes. Each of them starts a PostgreSQL of its own.
 AT_ONCE := 2
 
-# What the tests of other ways to the database run.
-OTHER_WAYS := tests/test_runtime.py tests/test_worker.py tests/test_waits.py tests/test_results.py tests/test_kill.py
+# What the tests of other ways to the database run: what goes through the fixtures `dsn` and `bank_db` (tests/conftest.py). The others
+# make servers and logins of their own, or look at sessions by their names, which a pooler's have not (test_ahead).
+OTHER_WAYS := $(patsubst %,tests/test_%.py,runtime worker waits results kill streams cancel caught children turns limits_workers notify \
+	isolation top cli queues_cli enqueue show)
 
 PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
@@ -40,10 +42,10 @@ test: $(VENV)/.dev $(BINARIES) ## run the tests; PG=15, 16, 17 or 18 (the defaul
 	$(BIN)/python -m pytest -n $(AT_ONCE) --dist worksteal $(T)
 
 test-roles: $(VENV)/.dev $(BINARIES) ## run the tests of workers and producers as roles without other rights (minutes)
-	PGQUEUE_TEST_WAY=roles $(BIN)/python -m pytest $(OTHER_WAYS) $(T)
+	PGQUEUE_TEST_WAY=roles $(BIN)/python -m pytest -n $(AT_ONCE) --dist worksteal $(OTHER_WAYS) $(T)
 
 test-pgbouncer: $(VENV)/.dev $(BINARIES) ## run them through PgBouncer in transaction mode (minutes)
-	PGQUEUE_TEST_WAY=pgbouncer $(BIN)/python -m pytest $(OTHER_WAYS) $(T)
+	PGQUEUE_TEST_WAY=pgbouncer $(BIN)/python -m pytest -n $(AT_ONCE) --dist worksteal $(OTHER_WAYS) $(T)
 
 sweep: $(VENV)/.dev $(BINARIES) ## break pgqueue at every failpoint in every way, one by one (minutes)
 	$(BIN)/python -m pytest -m sweep $(T)
@@ -67,7 +69,7 @@ limits: $(VENV)/.dev $(BINARIES) ## limits, fairness and schedules at full size,
 	$(BIN)/python -m pytest -m limits -s $(T)
 
 deploy: $(VENV)/.deploy $(BINARIES) ## check units, manifests, alerts and the board with the tools that they are for
-	$(BIN)/python -m pytest -m deploy tests/test_deploy.py tests/test_alerts.py $(T)
+	$(BIN)/python -m pytest -m deploy tests/test_deploy.py tests/test_alerts.py tests/test_systemd.py $(T)
 
 operations: $(VENV)/.dev $(BINARIES) ## a real Prometheus through 500 kills, and other long runs of an operator's day (minutes)
 	$(BIN)/python -m pytest -m operations -s $(T)

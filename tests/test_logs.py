@@ -11,17 +11,20 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
 from pgqueue import App
+from pgqueue.cli.commands import cli
 from pgqueue.database import connect, masked
 from pgqueue.errors import DatabaseUnreachable, PgQueueError
 from pgqueue.logs import LONGEST, Handler, harmless
@@ -29,6 +32,7 @@ from tests.apps import counted
 from tests.support import ROOT, Workers, wait_for
 from tests.test_exposition import free_port, get, samples, value
 
+JOB = "01a22430-0237-70ff-a19d-fedd8541a9ee"
 HOSTILE = "\r\n2026-01-01 00:00:00 ERROR worker[1] forged\x1b[2J\x9b31m\u2028\u202e\0\ud800"
 
 
@@ -172,6 +176,48 @@ def test_a_password_is_in_no_output(secret: str) -> None:
         for output in outputs:
             assert secret not in output
             assert quote(secret, safe="") not in output
+
+
+#: How each command is called that asks the database, so that it does.
+COMMANDS = {
+    "cancel": f"{JOB} --yes",
+    "config": "",
+    "doctor": "",
+    "enqueue": "x {} --queue default",
+    "event": "x 1",
+    "exporter": "",
+    "grant": "producer x",
+    "jobs": "",
+    "limit": "default --concurrency 5",
+    "migrate": "tests.apps.bank:app",
+    "pause": "default",
+    "prune": "--older 7d --yes",
+    "queues": "",
+    "requeue": f"{JOB} --yes",
+    "rerun": JOB,
+    "resume": "default",
+    "retention": "",
+    "schedules": "",
+    "send": f"{JOB} t 1",
+    "show": JOB,
+    "status": "",
+    "top": "--once",
+}
+#: They have a database of their own, ask none, or are real processes in the next test.
+OTHERS = {"bench", "chaos", "demo", "dev", "health", "work"}
+
+
+@settings(max_examples=3, deadline=None)
+@given(SECRET.map(lambda text: "Zq9" + text))
+def test_no_command_shows_the_password(secret: str) -> None:
+    assert COMMANDS.keys() | OTHERS == cli.commands.keys()
+    for name, rest in COMMANDS.items():
+        dsn = f"postgresql://u:{quote(secret, safe='')}@127.0.0.1:1/x"
+        done = CliRunner().invoke(cli, [name, *rest.split()], env={"PGQUEUE_DSN": dsn})
+        said = done.output + "".join(traceback.format_exception(done.exception))
+        assert "password=***" in said, name
+        assert secret not in said, name
+        assert quote(secret, safe="") not in said, name
 
 
 def test_no_process_shows_the_password(dsn: str, workers: Workers) -> None:

@@ -103,6 +103,16 @@ def test_the_watchdog_stops_when_the_loop_is_stuck(bank_db: psycopg.Connection[A
     assert work.wait() == 0, work.log()
 
 
+def test_the_watchdog_is_told_that_importing_takes_a_while(
+    bank_db: psycopg.Connection[Any], workers: Workers, manager: Manager
+) -> None:
+    """systemd watches from when it is first fed, which is before READY; with --preload the loop imports the App itself."""
+    env = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "2000000"}
+    workers.start("tests.apps.bank:app", "-w", "1", "--preload", "--boot-timeout", "50s", env=env)
+    wait_for(lambda: manager.hear("READY=1"), what="READY")
+    assert manager.hear("WATCHDOG_USEC") == ["WATCHDOG_USEC=52000000", "WATCHDOG_USEC=2000000"]
+
+
 def test_an_abstract_socket_and_one_that_nobody_reads(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(f"\0pgqueue-test-{os.getpid()}")

@@ -3,6 +3,7 @@ with ``make test-pgbouncer``; this is the small form."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from chaos.pooler import Pooler
-from pgqueue import App
-from pgqueue.database import connect, is_pooled
+from chaos.pooler import TRANSACTIONS, Pooler
+from pgqueue import App, Retry, migrate, protocol
+from pgqueue.database import connect, is_pooled, run
 from pgqueue.errors import Configuration
 from pgqueue.listening import Listener
 from tests.apps import bank
@@ -64,6 +65,46 @@ def test_a_workload_with_kills(
     finally:
         workers.stop_all()
         bank.app.close()
+
+
+def test_the_schema_comes_through_it(pooler: Pooler, empty_dsn: str) -> None:
+    with connect(pooler.dsn(empty_dsn), "tests") as conn:
+        assert migrate.migrate(conn, roles=True)
+        assert migrate.pending(conn) == []
+
+
+@pytest.mark.usefixtures("pgbouncer")
+def test_too_small_a_pool_ends_in_errors_that_are_tried_again(
+    direct_dsn: str, direct: psycopg.Connection[Any], tmp_path: Path, bank_file: Path
+) -> None:
+    """Each of three steps has one of three sessions, and waits for another one; heartbeats and claims do, too."""
+    jobs = 6
+    small = TRANSACTIONS.replace("pool_size = 30", "pool_size = 3").replace("query_wait_timeout = 60", "query_wait_timeout = 2")
+    assert small.count("= 3\n") == small.count("= 2\n") == 1
+    direct.execute(bank.TABLES)  # type: ignore[arg-type]
+    run(direct, bank.app.registration())
+    with Pooler(direct_dsn, small) as pooler:
+        workers = Workers(pooler.dsn(direct_dsn), tmp_path)
+        try:
+            for _ in range(jobs):
+                run(direct, enqueue("asks_elsewhere"))
+            work = workers.start("tests.test_pooler:app", "-w", "3", env={"POOLED_DSN": pooler.dsn(direct_dsn)})
+            wait_for(lambda: states(direct) == {"succeeded": jobs}, 120, f"all jobs\n{states(direct)}\n{work.log()}")
+            kinds = {row[0] for row in direct.execute("SELECT kind FROM pgqueue.attempts").fetchall()}
+            assert kinds == {"error"}, "they met each other, and nobody was taken for dead"
+        finally:
+            workers.stop_all()
+
+
+def enqueue(name: str) -> protocol.Call[Any]:
+    return protocol.Call("SELECT pgqueue.enqueue_workflow(%s, queue => 'default')::text", (name,), lambda rows: rows[0][0])
+
+
+@app.transaction(name="asks_elsewhere", retry=Retry(20, backoff="1s", cap="4s"))
+def asks_elsewhere(tx: psycopg.Connection[Any]) -> None:
+    time.sleep(0.5)  # so that all three have begun
+    with psycopg.connect(os.environ["POOLED_DSN"], prepare_threshold=None) as other:
+        other.execute("SELECT 1")
 
 
 def test_listening_on_the_server_itself(pooled: str, direct_dsn: str, direct: psycopg.Connection[Any]) -> None:

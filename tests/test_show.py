@@ -305,7 +305,7 @@ def test_delayed_and_retried(app: App, conn: psycopg.Connection[Any], show: Any,
     worker.drain(due_now=False)
     shown = show(job)
     assert re.fullmatch(
-        rf"now: put off until {TIME} \(in 59m59s\); next is step 1, tried 2 times, the last time with ConnectionError: gone",
+        rf"now: put off until {TIME} \(in 59m\d\ds\); next is step 1, tried 2 times, the last time with ConnectionError: gone",
         now(shown),
     )
     assert shown.count("error ") == 2

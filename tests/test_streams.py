@@ -124,14 +124,14 @@ def test_a_run_that_has_lost_its_job_says_nothing_more(app: App, dsn: str, conn:
     assert (said.fraction, said.note) == (0.5, None)
 
 
-def test_a_reader_misses_nothing_that_is_committed_late(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:
+def test_a_reader_misses_nothing_that_is_committed_late(app: App, direct_dsn: str, conn: psycopg.Connection[Any]) -> None:
     """Two transactions write to one stream: the second waits for the first, so positions become visible in order."""
 
     @app.step(name="step")
     def step() -> None: ...
 
     job = step.enqueue()
-    with psycopg.connect(dsn) as one, psycopg.connect(dsn, autocommit=True) as two:
+    with psycopg.connect(direct_dsn) as one, psycopg.connect(direct_dsn, autocommit=True) as two:
         run(one, protocol.write_stream(job.id, None, "s", ["1", "2"]))
         thread = threading.Thread(target=run, args=(two, protocol.write_stream(job.id, None, "s", ["3"])))
         thread.start()

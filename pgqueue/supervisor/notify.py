@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 READY, STOPPING = "READY=1", "STOPPING=1"
 
@@ -52,6 +54,15 @@ class ServiceManager:
         if self.watchdog and time.monotonic() - self._fed > self.watchdog / 4:
             self._fed = time.monotonic()
             self._send("WATCHDOG=1")
+
+    @contextmanager
+    def standing_still(self, most: float) -> Iterator[None]:
+        """The loop will not go round for so many seconds, and is well."""
+        if self.watchdog:
+            self._send(f"WATCHDOG_USEC={int((self.watchdog + most) * 1e6)}")
+        yield
+        if self.watchdog:
+            self._send(f"WATCHDOG_USEC={int(self.watchdog * 1e6)}")
 
     @property
     def patience(self) -> float:

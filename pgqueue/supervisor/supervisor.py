@@ -108,7 +108,8 @@ class Supervisor:
     def _set_up(self, facts: Facts) -> None:
         self._facts, self.settings = facts, facts.settings
         if self.settings.preload:
-            preload(self.settings.target)
+            with self._manager.standing_still(self.settings.boot_timeout):  # it has been fed, so it watches, ready or not
+                preload(self.settings.target)
             self._signals.listen()  # whatever that has imported
         if self.settings.reload:
             self._sources = Sources(facts.directories)
