@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -159,10 +158,11 @@ class Controller:
         self.note("terminate", session=session)
         self.query("SELECT pg_terminate_backend(%s)", session)
 
-    def kill_session(self, session: int) -> None:
-        """SIGKILL to one server process: PostgreSQL then restarts them all. Only for a server that is ours."""
+    def kill_session(self, session: int) -> bool:
+        """SIGKILL to one server process: PostgreSQL then restarts them all. Only for a server that is ours. False where it
+        has ended meanwhile."""
         self.note("kill session", session=session)
-        os.kill(session, signal.SIGKILL)
+        return send_signal(session)
 
     # --------------------------------------------------------------------------------------- looking around
 

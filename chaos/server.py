@@ -111,13 +111,17 @@ class OwnServer:
         self.primary.start()
         self.accepting_since = time.time()
 
-    def crash_itself(self, kill: Callable[[], None]) -> None:
-        """``kill`` one of its processes: it ends all of them, and recovers. Returns when it accepts connections again."""
+    def crash_itself(self, kill: Callable[[], bool]) -> bool:
+        """``kill`` one of its processes: it ends all, and recovers. Returns when it accepts connections again; False where
+        nobody was killed."""
         witness = psycopg.connect(self.primary.dsn, autocommit=True)
-        kill()
+        if not kill():
+            witness.close()
+            return False
         wait_for(lambda: not _answers(witness), "the server to notice that a process of its was killed")
         wait_for(lambda: _accepts(self.primary.dsn), "the server to have recovered")
         self.accepting_since = time.time()
+        return True
 
     def prepare_standby(self) -> None:
         """A standby that follows the primary, and has all of it."""
