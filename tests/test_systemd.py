@@ -110,9 +110,16 @@ def booted(place: Path) -> Iterator[Systemd]:
             wait_for(lambda at=Path(tree, group): not at.exists() or empty(at), what="its control groups to be empty")  # type: ignore[misc]
 
 
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""  # a command of the shell before
+
+
 def started(parent: int) -> Systemd | None:
     for pid in children_of(parent):
-        if Path(f"/proc/{pid}/comm").read_text() == "systemd\n":
+        if name_of(pid) == "systemd":
             systemd = Systemd(pid)
             return systemd if systemd.systemctl("is-system-running", check=False).strip() in ("starting", "running") else None
     return None
@@ -166,7 +173,7 @@ def test_the_unit(place: Path, conn: psycopg.Connection[Any]) -> None:
         nonlocal jobs
         jobs += 1
         conn.execute("SELECT pgqueue.enqueue_workflow(%s, queue => 'default')", (bank.noop.name,))
-        wait_for(lambda: states(conn) == {"succeeded": jobs}, what=lambda: f"{states(conn)} {(place / 'log').read_text()}")
+        wait_for(lambda: states(conn) == {"succeeded": jobs}, what=lambda: f"{states(conn)}")
 
     with booted(place) as systemd:
         state = partial(systemd.systemctl, "status", "pgqueue", "sysinit.target", check=False)
