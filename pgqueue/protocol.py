@@ -427,6 +427,11 @@ def wake(amount: int, after: str | None = None) -> Call[tuple[int, bool, str | N
     )
 
 
+def next_wake() -> Call[float | None]:
+    """In how many seconds the first wait is over of those that have an end."""
+    return Call("SELECT pgqueue.next_wake()", (), _first)
+
+
 def cancel_waiting() -> Call[int]:
     """How many jobs that nobody held were cancelled."""
     return Call("SELECT pgqueue.cancel_waiting()", (), _first)

@@ -19,8 +19,8 @@ import pytest
 from chaos.history import Commit, History, impossible, starts
 from chaos.oracles import concurrency, key_order, rates
 from chaos.workloads import limited
-from pgqueue import Rate
-from pgqueue.database import connect
+from pgqueue import Rate, protocol
+from pgqueue.database import connect, run
 from tests.support import Work, Workers, kill, states, violations, wait_for, worker_pids
 
 Connection = psycopg.Connection[Any]
@@ -219,6 +219,51 @@ def by_a_true_clock(seen: list[Commit], queue: str) -> Iterator[tuple[Any, Any]]
         for start in commit.began:
             if start.queue == queue:
                 yield offset, start
+
+
+def test_control_is_in_force_everywhere(db: Connection, history: History, workers: Workers) -> None:
+    """On two hosts: from the commit of a pause on nobody begins anything, and soon after a resume everybody does."""
+    for _ in range(2):
+        workers.start(APP, "-w", "1", "-q", "free")
+    enqueue("free", 1000, seconds=0.02)
+    busy = "SELECT count(DISTINCT worker), count(*) FROM pgqueue.running"
+    seen: list[Commit] = []
+
+    def since(note: str, until: str | None = None) -> list[Commit]:
+        seen.extend(history.read())
+        notes = [commit.note for commit in seen]
+        return seen[notes.index(note) : notes.index(until) if until else None]
+
+    def running() -> tuple[int, int]:
+        return db.execute(busy).fetchone() or (0, 0)
+
+    def change(what: protocol.Call[Any], note: str) -> None:
+        with db.transaction():
+            history.note(note)
+            run(db, what)
+
+    wait_for(lambda: running()[0] == 2, what="both at work")
+    change(protocol.pause("free"), "paused")
+    wait_for(lambda: running()[1] == 0, 20, "the end of what ran")
+    change(protocol.resume("free"), "resumed")
+    wait_for(lambda: running()[0] == 2, 20, "both at work again")
+    change(protocol.limit_queue("free", {"concurrency": 1}), "limited")
+    wait_for(lambda: running()[1] <= 1, 20, "the end of the others")
+    history.note("from here on")
+    wait_for(lambda: len(starts(since("from here on"), "free")) >= 20, 60, "one after the other")
+    assert starts(since("paused", "resumed"), "free") == []
+    assert concurrency.check(since("from here on"), "free", limit=1) == []
+
+
+def test_the_rate_of_a_key_is_used(db: Connection, history: History, workers: Workers) -> None:
+    """Its jobs wait aside, each until its start: whoever brings them back does so when it has come, and not once a second."""
+    limited.app.limit("free", rate_per_key=Rate(20, per="1s"))
+    places = enqueue("free", 80, lambda n: "k")
+    workers.start(APP, "-w", "1", "-q", "free")
+    wait_for(lambda: all_done(db, 80), 40, "all: 4 s, or one a second")
+    stamps = [(start.stamp, 1) for start in starts(history.read(), "free") if start.job in places]
+    assert rates.check(stamps, 20, 1.0, 1) == []
+    assert violations(db) == []
 
 
 # ------------------------------------------------------------------------------------------------- late commits

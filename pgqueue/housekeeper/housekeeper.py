@@ -37,6 +37,7 @@ from pgqueue.supervisor.child import Death
 log = logging.getLogger(__name__)
 EARLY = 0.04  # seconds; claims look 50 ms ahead
 AGAIN = 0.1  # seconds until the next look while there is work and workers rest: after one that came late, the rate is kept again
+NOBODY_BEHIND = "ffffffff-ffff-ffff-ffff-ffffffffffff"  # the id behind all others
 SELDOM = 30.0  # seconds until a duty is done though nobody has seen a reason for it
 PROMOTE_AT_ONCE = WAKE_AT_ONCE = 5000
 PRUNE_AT_ONCE = 500
@@ -69,6 +70,7 @@ class Housekeeper:
         self._listening = False
         self._lively_until = 0.0  # there is, or was a moment ago, something to do
         self._looked_to: str | None = None  # how far the look at all waiting jobs has come
+        self._others_at = 0.0  # when it goes on
         self._answered: dict[int, float] = {}  # tokens of claims on their way, and when we first saw them
         self._meter = slots.meter()
         self._health = Health()
@@ -246,11 +248,19 @@ class Housekeeper:
         return SELDOM if next_due is None else min(SELDOM, next_due)
 
     def _wake(self, conn: psycopg.Connection[Any]) -> float:
+        """What goes on may be followed at once by what waits behind it, by the rate of its key. The look at others is for once a
+        second."""
         failpoint("wake.before")
-        moved, more, self._looked_to = run(conn, protocol.wake(WAKE_AT_ONCE, self._looked_to))
+        quick = time.monotonic() < self._others_at
+        moved, more, reached = run(conn, protocol.wake(WAKE_AT_ONCE, NOBODY_BEHIND if quick else self._looked_to))
+        if not quick:
+            self._looked_to, self._others_at = reached, time.monotonic() + 0.9
         if moved:
             self._wake_idle()
-        return 0.0 if more else SELDOM
+        if more or moved:
+            return 0.0 if more else EARLY
+        over_in = run(conn, protocol.next_wake())
+        return SELDOM if over_in is None else min(SELDOM, max(0.01, over_in))
 
     def _end_cancelled(self, conn: psycopg.Connection[Any]) -> float:
         for worker in recovery.running_cancelled(conn, self._slots.used()):

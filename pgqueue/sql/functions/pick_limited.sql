@@ -102,7 +102,8 @@ BEGIN
             IF q.key_rate IS NOT NULL AND job.turn IS NOT NULL THEN
                 PERFORM pgqueue.take_start(q.name, job.key, q.key_rate, q.key_rate_seconds, q.key_rate_burst, job.cost, starts_at);
                 UPDATE pgqueue.waiting w SET until = pgqueue.next_start(q.name, job.key, q.key_rate, q.key_rate_seconds, q.key_rate_burst, 1, stamp) - AHEAD
-                 WHERE w.ctid = (SELECT n.ctid FROM pgqueue.waiting n WHERE n.kind = 'key' AND n.key = job.turn ORDER BY n.pos LIMIT 1);
+                 WHERE w.ctid = ANY (ARRAY(SELECT n.ctid FROM pgqueue.waiting n WHERE n.kind = 'key' AND n.key = job.turn     -- a tenth of a second
+                                            ORDER BY n.pos LIMIT 1 + floor(0.1 * q.key_rate / q.key_rate_seconds)));
             END IF;
             tid := job.tid;
             found := found + 1;
