@@ -68,10 +68,10 @@ BEGIN
              ORDER BY s.n
         LOOP
             more := more OR job.moved > 0 OR job.is_kept;
-            IF job.is_kept THEN
-                PERFORM pgqueue.put_off(job.tid, job.id, q.name, job.lane, stamp);
+            IF job.tid IS NULL THEN
                 CONTINUE;
-            ELSIF job.tid IS NULL THEN
+            ELSIF job.is_kept THEN
+                PERFORM pgqueue.put_off(job.tid, job.id, q.name, job.lane, stamp);
                 CONTINUE;
             ELSIF job.over THEN
                 tid := job.tid;

@@ -49,7 +49,7 @@ BEGIN
     IF tids <> '{}' THEN
         PERFORM pgqueue.put_aside(tids, turns, NULL, jobs, q.name, lanes, places);
     END IF;
-    tid := NULL; n := NULL; moved := cardinality(tids);
+    tid := NULL; job_id := NULL; n := NULL; moved := cardinality(tids);
     RETURN NEXT;
 END
 $$;
