@@ -251,7 +251,8 @@ class App:
         if "version" in said and kind is not Workflow:
             raise TypeError(f"{said['name']}: only a workflow has a version: give a new {kind.kind} another name with name=")
         function = (async_kind if inspect.iscoroutinefunction(fn) else kind)(self, fn, Definition(**said))
-        if queue.fair_by is not None and queue.fair_by not in function.signature.parameters:
+        parameters = function.signature.parameters  # says now what is wrong with them
+        if queue.fair_by is not None and queue.fair_by not in parameters:
             raise TypeError(
                 f"{function.name}: its queue {queue.name!r} is shared fairly by {queue.fair_by!r}, which is not a parameter: "
                 "give it that parameter, or another queue"

@@ -15,13 +15,14 @@ DECLARE
     these   uuid[];
     keyed   text[];                                         -- queues in which a key has a limit
     lined   uuid[];                                         -- due jobs of those
-    stamp   timestamptz := pgqueue.clock();                 -- one for all: each job is due, or it is not
+    stamp   timestamptz;                                    -- one for all: each job is due, or it is not
     created bigint;
     other   record;
 BEGIN
     LOCK TABLE pgqueue.job IN ROW EXCLUSIVE MODE;            -- a migration that adds a column comes before this call, or behind it
     PERFORM pgqueue.durable_commit();
     SELECT array_agg(d) INTO wanted FROM pgqueue.described_jobs(jobs) d;
+    stamp := pgqueue.clock();
     PERFORM FROM unnest(wanted) w WHERE w.unique_key IS NOT NULL LIMIT 1;
     IF FOUND THEN
         SELECT t.ids, t.fresh INTO ids, wanted FROM pgqueue.take_unique(wanted) t;
