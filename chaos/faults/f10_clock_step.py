@@ -6,6 +6,7 @@ import random
 import time
 
 from chaos.arena import Arena
+from pgqueue import migrate
 
 BROKEN = """pgqueue's clock of the database is some seconds ahead or behind for a moment, or an hour behind: its functions clock()
 and clock_bound() are replaced, for everybody. (A session cannot do that: there is no setting to set. What is put off while it is
@@ -15,6 +16,7 @@ SEEN_BY = ("ticks", "rates", "claim history", "liveness")
 LANE = "clock"
 
 _CLOCKS = """
+SELECT pg_advisory_xact_lock({1});
 CREATE OR REPLACE FUNCTION pgqueue.clock() RETURNS timestamptz LANGUAGE sql VOLATILE
 AS $$ SELECT clock_timestamp() {0} $$;
 CREATE OR REPLACE FUNCTION pgqueue.clock_bound() RETURNS timestamptz LANGUAGE sql STABLE
@@ -35,4 +37,5 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
 
 
 def _set(arena: Arena, offset: str) -> None:
-    arena.snapshot(lambda conn: conn.execute(_CLOCKS.format(offset)))
+    """In one transaction, behind a migration that is under way (F21): it replaces the same functions."""
+    arena.snapshot(lambda conn: conn.execute(_CLOCKS.format(offset, migrate.LOCK)))
