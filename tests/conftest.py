@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ from pgqueue.embedded import Embedded
 from tests.apps import bank
 from tests.shop import Shop
 from tests.support import Hand, Server, Way, Workers, as_roles, database_of
+
+# What the tests start gets signals as from a terminal, also where they run in the background (nohup, &): there they are ignored.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 #: The server that the tests crash and restart, and what makes that quick without making it untrue.
 SETTINGS = {
