@@ -333,7 +333,7 @@ WRONG_PAGES = {
     "a file that does not compile": "```python\n# shop.py\nif\n```\n",
     "more of a file that is not there": "```python\n# shop.py, continued\n```\n",
     "a command that fails": "```bash\nfalse\necho fine\n```\n",
-    "a command that fails in another terminal": "```bash\n# in another terminal\npgqueue work no_such_module\n```\n",
+    "a command that fails in another terminal": "```bash\n# in another terminal\nfalse\n```\n",
     "wrong SQL": "```sql\nselect\nfrom where\n```\n",
     "another output": "```python\nprint(1)\n```\n```text\n2\n```\n",
     "another row": "```sql\nselect 1 as one\n```\n\n```text\n one\n-----\n 2\n(1 row)\n```\n",
