@@ -16,7 +16,8 @@ from psycopg import conninfo
 from chaos.waiting import wait_for
 
 PORT = 6432
-#: PgBouncer's own defaults, but for what is needed here. Nothing in it helps pgqueue.
+#: PgBouncer's own defaults, but for what is needed here. Nothing in it helps pgqueue; for 15 s after a crash of the server, instead of
+#: one, it would refuse everybody, and what is started then ends with 69.
 TRANSACTIONS = """
 [databases]
 * = {server}
@@ -25,6 +26,7 @@ pool_mode = transaction
 max_client_conn = 500
 default_pool_size = 30
 query_wait_timeout = 60
+server_login_retry = 1
 log_connections = 0
 log_disconnections = 0
 """

@@ -232,6 +232,8 @@ def test_control_is_in_force_everywhere(db: Connection, history: History, worker
     def since(note: str, until: str | None = None) -> list[Commit]:
         seen.extend(history.read())
         notes = [commit.note for commit in seen]
+        if note not in notes:  # it is not there to be read yet
+            return []
         return seen[notes.index(note) : notes.index(until) if until else None]
 
     def running() -> tuple[int, int]:

@@ -92,6 +92,8 @@ def test_an_older_schema_with_jobs_in_every_state(
         assert migrate.migrate(conn)
         run(conn, bank.app.registration())
         assert violations(conn) == []
+        later = "SELECT FROM pgqueue.scheduled WHERE run_at > clock_timestamp()"
+        wait_for(lambda: conn.execute(later).fetchone() is None, what="all to be due: for others --burst does not wait")
         try:
             workers.burst("tests.apps.bank:app", "-w", "1", "--lease", "1s")
         finally:
