@@ -16,8 +16,8 @@ from psycopg import conninfo
 from chaos.waiting import wait_for
 
 PORT = 6432
-#: PgBouncer's own defaults, but for what is needed here. Nothing in it helps pgqueue; for 15 s after a crash of the server, instead
-#: of one, it would refuse everybody, and what is started then ends with 69.
+#: PgBouncer's own defaults, but for what is needed here. Nothing in it helps pgqueue.
+#: (After a crash of the server it would refuse everybody for 15 s, and what is started then ends with 69. Here it is one second.)
 TRANSACTIONS = """
 [databases]
 * = {server}
