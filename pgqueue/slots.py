@@ -2,6 +2,7 @@
 
 One anonymous mapping, made before the first fork. Every field is 8 bytes and has one writer, so nothing is ever torn, and what
 a worker wrote before a SIGKILL is still there. The supervisor reads a dead worker's slot to know which job it was running.
+Long, because the layout and all that reads and writes it have to agree.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -14,9 +15,9 @@ import pytest
 from pgqueue import App, Queue, Rate, Retry, protocol, sleep
 from pgqueue.database import connect, run
 from pgqueue.errors import BadValue, UnknownQueue
-from pgqueue.ids import Process, new_token
+from pgqueue.ids import Process, new_job_id, new_token
 from pgqueue.model import ClaimedJob, Settlement
-from tests.support import Hand, states, violations
+from tests.support import Hand, states, violations, wait_for
 
 Make = Callable[..., Hand]
 
@@ -208,6 +209,23 @@ def test_nobody_waits_for_a_turn_that_was_free_before_the_commit(make: Make, dsn
     assert claim(hand) == []
     wake(conn)
     assert numbers(claim(hand)) == [2]
+
+
+def test_a_limit_that_ends_while_a_job_is_enqueued_loses_nobody(make: Make, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    """The producer knew of the limit of keys, waited for another with the same id, and then there is no such limit any more."""
+    hand = make(per_key=1)
+    job = hand.app.functions["job"].options(id=new_job_id())
+    blocked = "SELECT FROM pg_stat_activity WHERE application_name = 'second' AND wait_event_type = 'Lock'"
+    with connect(dsn, "first") as first, connect(dsn, "second") as second, ThreadPoolExecutor() as pool:
+        first.execute("BEGIN")
+        job.using(first).enqueue(7, "k")
+        sent = pool.submit(lambda: job.using(second).enqueue(7, "k"))
+        wait_for(lambda: conn.execute(blocked).fetchone() is not None, what="the second to wait for the first")
+        hand.app.limit("limited", per_key=0)
+        first.execute("ROLLBACK")
+        sent.result(60)
+    assert violations(conn) == []
+    assert numbers(claim(hand)) == [7]
 
 
 def test_serializable_producers_of_one_key_never_fail_each_other(make: Make, dsn: str, conn: psycopg.Connection[Any]) -> None:

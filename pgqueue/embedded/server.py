@@ -11,6 +11,8 @@ are copied to ``/var/lib/pgqueue`` (an ordinary user's copy, where the wheel's f
 
 No TCP by default; the socket's directory is 0700 and a random password is needed as well, so that root can connect and
 no other local account can.
+
+Long, because starting, stopping and crashing are one state: what the files of the home say.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The housekeeper's loop: a list of duties, each done when it is due or when somebody asks for it."""
+"""The housekeeper's loop: a list of duties, each done when it is due or when somebody asks for it.
+
+Long, because all duties share one loop and what it has heard; how each is done is in the files beside it.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A run holds the job's claim. It calls the function, replays the steps that have 
 with a Settlement. When the connection is lost it forgets what it knows and replays from the database: a reconnect is a
 small crash. What its code can call is in calls.py, what a step is in steps.py.
 
-Written once, as coroutines, for ``def`` and ``async def`` (see colour.py).
+Written once, as coroutines, for ``def`` and ``async def`` (see colour.py). A little long: what is here shares the run's state.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A worker's connections for the jobs it runs: opened when needed, thrown away when in doubt.
 
 Written once for both colours: a BlockingSession never suspends, an AsyncSession awaits. BEGIN and the fence are one round trip,
-and so are the checkpoint and COMMIT.
+and so are the checkpoint and COMMIT. Long, because both sessions and their pools are one answer to a lost connection.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ BEGIN
                          THEN EXISTS (SELECT FROM pgqueue.waiting w WHERE w.kind = 'key' AND w.key = n.turn) END AS queued
           FROM numbered n
     ), placed AS MATERIALIZED (
-        SELECT p.*, p.turn IS NOT NULL AND (p.place > p.per_key OR bool_or(p.queued) OVER (PARTITION BY p.turn) IS TRUE) AS behind FROM probed p
+        SELECT p.*, (p.turn IS NOT NULL AND (p.place > p.per_key OR bool_or(p.queued) OVER (PARTITION BY p.turn))) IS TRUE AS behind
+          FROM probed p                                      -- true or false: the limit itself may be gone by now
     ), now_ready AS (
         INSERT INTO pgqueue.ready (queue, lane, pos, job_id, fair)
         SELECT p.queue, p.lane, p.pos, p.id, p.fair FROM placed p WHERE NOT p.behind ORDER BY p.n

@@ -1,5 +1,6 @@
 -- Jobs that wait for their turn at these keys ("queue/key") are ready, as many as have room there, in their order. Returns the keys
--- of which one was moved. They go back to where they were: others of their key that are ready stay in front of them, or behind. It waits for others that move jobs of the same keys: to skip them would let the next one overtake.
+-- of which one was moved. They go back to where they were: others of their key that are ready stay in front of them, or behind. It
+-- waits for others that move jobs of the same keys: to skip them would let the next one overtake.
 CREATE OR REPLACE FUNCTION pgqueue.next_turns(turns text[]) RETURNS SETOF text
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
