@@ -14,7 +14,7 @@ import msgspec
 from pgqueue.slots import Phase, Slot
 
 RESPAWN_FIRST, RESPAWN_LONGEST = 0.1, 30.0  # seconds
-STABLE_AFTER = 10.0  # seconds of life, or one finished job, after which a death says nothing about the next start
+STABLE_AFTER = 10.0  # seconds of life, or two finished jobs, after which a death says nothing about the next start
 
 
 class Death(msgspec.Struct):
