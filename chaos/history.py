@@ -16,8 +16,9 @@ from typing import Any
 
 import psycopg
 
+# PostgreSQL 15 takes a transaction with nothing but a message for empty: it would show the message and no COMMIT.
 _READ = """
-SELECT data FROM pg_logical_slot_get_changes(%s, NULL, NULL, 'include-timestamp', 'on', 'skip-empty-xacts', 'on')
+SELECT data FROM pg_logical_slot_get_changes(%s, NULL, NULL, 'include-timestamp', 'on', 'skip-empty-xacts', 'off')
  WHERE data ~ '^(COMMIT|message: transactional: 1 prefix: chaos|table (pgqueue\\.(running|checkpoint|outcome)|public\\.effect): )'
 """
 NEVER = datetime.min.replace(tzinfo=UTC)

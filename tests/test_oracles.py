@@ -262,10 +262,11 @@ def test_the_history_is_what_was_committed_in_that_order(conn: Connection, histo
     with conn.transaction():
         history.note("now")
         conn.execute(ENDS.format(2).encode())
+    history.note("and nothing else")
     seen = history.read()
-    assert [[start.pos for start in commit.began] for commit in seen] == [[2], [1], []]
-    assert [len(commit.ended) for commit in seen] == [0, 0, 1]
-    assert [commit.note for commit in seen] == [None, None, "now"]
+    assert [[start.pos for start in commit.began] for commit in seen] == [[2], [1], [], []]
+    assert [len(commit.ended) for commit in seen] == [0, 0, 1, 0]
+    assert [commit.note for commit in seen] == [None, None, "now", "and nothing else"]
     assert seen[0].began[0].stamp == datetime(2026, 1, 1, 0, 0, 0, 500_000, UTC)
     last = starts(seen, "q")[1]
     assert (last.job, last.key, last.cost, last.lane) == (ID.format(1), "it's", 2, 11)
