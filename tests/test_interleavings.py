@@ -24,6 +24,7 @@ from chaos.databases import COPY
 from chaos.interleaver import Connection, Interleaver, Order, Program, Results
 from pgqueue import protocol
 from pgqueue.database import run
+from pgqueue.housekeeper.housekeeper import NOBODY_BEHIND
 from pgqueue.ids import Process, new_job_id, new_token
 from pgqueue.model import ClaimedJob, Settlement
 from pgqueue.protocol import Call
@@ -274,7 +275,7 @@ def resolving(scene: Scene) -> Program:
 # ---------------------------------------------------------------------------------------------------------- oracles
 
 LEGAL = {
-    (None, "ready"), (None, "scheduled"),
+    (None, "ready"), (None, "scheduled"), (None, "waiting"),
     ("ready", "running"), ("ready", "waiting"), ("ready", "cancelled"), ("ready", "scheduled"),
     ("scheduled", "ready"), ("scheduled", "cancelled"),
     ("waiting", "running"), ("waiting", "cancelled"), ("waiting", "ready"),
@@ -1265,6 +1266,60 @@ def test_two_claim_from_a_limited_queue(race: Race, conn: Connection) -> None:
 
     race(two_of_five, check, one=claiming(), two=claiming(), settle=settling("succeeded"))
     conn.execute("SELECT pgqueue.limit_queue('default', '{\"concurrency\": null}')")
+
+
+
+KEY = {"key": "k"}
+
+
+@pytest.mark.parametrize(
+    ("others", "rest"), [("two claim", "ready"), ("another comes", "put aside"), ("another comes", "ready"), ("one is released", "put aside")]
+)
+def test_the_order_of_a_key(race: Race, conn: Connection, others: str, rest: str) -> None:
+    """One of a key at a time, in the order in which they were enqueued, and nobody is forgotten: whoever has to wait is found
+    because somebody left word, and not by the look at all who wait."""
+
+    def begin(conn: Connection) -> Scene:
+        scene = Scene([], new_worker(conn))
+        for _ in range(3):  # one by one: each is ready
+            scene.ids.extend(run(conn, enqueue([new_job_id()], **KEY)))
+        scene.held.extend(job for job, _ in run(conn, claim(scene.worker, 1)))
+        if rest == "put aside":
+            assert run(conn, claim(scene.worker)) == []
+        return scene
+
+    def another(scene: Scene) -> Program:
+        [job] = yield from transaction(enqueue([new_job_id()], **KEY))
+        scene.ids.append(job)
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        order = [job.id for job in scene.held]
+        now = [(name, job) for name in ("one", "two") for job in results.get(name, [])]
+        assert len(now) <= 1, "two of a key run"
+        while True:
+            order += [job.id for _, job in now]
+            run(conn, protocol.settle([Settlement(job, "succeeded", "1") for _, job in now]))
+            while True:
+                moved, more, _ = run(conn, protocol.wake(100, NOBODY_BEHIND))
+                if not (moved or more):
+                    break
+            now = [("later", job) for job, _ in run(conn, claim(scene.worker))]
+            if not now:
+                break
+            assert len(now) == 1
+        again = order[1:] if others == "one is released" else order
+        assert again == scene.ids
+
+    sessions = {
+        "two claim": {"settle": settling("succeeded"), "one": claiming(), "two": claiming()},
+        "another comes": {"settle": settling("succeeded"), "one": claiming(), "another": another},
+        "one is released": {"settle": settling("release"), "one": claiming(), "two": claiming()},
+    }
+    conn.execute("SELECT pgqueue.limit_queue('default', '{\"per_key\": 1}')")
+    try:
+        race(begin, check, **sessions[others])
+    finally:
+        conn.execute("SELECT pgqueue.limit_queue('default', '{\"per_key\": null}')")
 
 
 # ------------------------------------------------------------------------------------------------------- unique jobs
