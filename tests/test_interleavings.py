@@ -1268,56 +1268,64 @@ def test_two_claim_from_a_limited_queue(race: Race, conn: Connection) -> None:
     conn.execute("SELECT pgqueue.limit_queue('default', '{\"concurrency\": null}')")
 
 
-
 KEY = {"key": "k"}
 
 
+def emptying(scene: Scene) -> Program:
+    """All that it sees ends, and whoever was to be looked at was looked at."""
+    jobs = [*scene.held]
+    while jobs:
+        yield protocol.settle([Settlement(job, "succeeded", "1") for job in jobs])
+        yield protocol.wake(100, NOBODY_BEHIND)
+        jobs = [job for job, _ in (yield claim(scene.worker))]
+        scene.held.extend(jobs)
+    return []
+
+
+def another_of_the_key(scene: Scene) -> Program:
+    scene.ids.extend((yield from transaction(enqueue([new_job_id()], **KEY))))
+
+
 @pytest.mark.parametrize(
-    ("others", "rest"), [("two claim", "ready"), ("another comes", "put aside"), ("another comes", "ready"), ("one is released", "put aside")]
+    ("jobs", "aside", "sessions"),
+    [
+        (3, False, {"settle": settling("succeeded"), "one": claiming(), "two": claiming()}),
+        (3, True, {"settle": settling("release"), "one": claiming(), "two": claiming()}),
+        (3, False, {"settle": settling("succeeded"), "one": claiming(), "another": another_of_the_key}),
+        (2, True, {"one": emptying, "another": another_of_the_key}),
+    ],
+    ids=["two claim", "the first is released", "another comes", "another comes while the last one goes"],
 )
-def test_the_order_of_a_key(race: Race, conn: Connection, others: str, rest: str) -> None:
+def test_the_order_of_a_key(race: Race, conn: Connection, jobs: int, aside: bool, sessions: dict[str, Sessions]) -> None:
     """One of a key at a time, in the order in which they were enqueued, and nobody is forgotten: whoever has to wait is found
     because somebody left word, and not by the look at all who wait."""
 
     def begin(conn: Connection) -> Scene:
         scene = Scene([], new_worker(conn))
-        for _ in range(3):  # one by one: each is ready
+        for _ in range(jobs):  # one by one, and nobody waits yet: each is ready
             scene.ids.extend(run(conn, enqueue([new_job_id()], **KEY)))
         scene.held.extend(job for job, _ in run(conn, claim(scene.worker, 1)))
-        if rest == "put aside":
+        if aside:
             assert run(conn, claim(scene.worker)) == []
         return scene
 
-    def another(scene: Scene) -> Program:
-        [job] = yield from transaction(enqueue([new_job_id()], **KEY))
-        scene.ids.append(job)
-
     def check(conn: Connection, scene: Scene, results: Results) -> None:
         order = [job.id for job in scene.held]
-        now = [(name, job) for name in ("one", "two") for job in results.get(name, [])]
-        assert len(now) <= 1, "two of a key run"
+        now = results["one"] + results.get("two", [])
         while True:
-            order += [job.id for _, job in now]
-            run(conn, protocol.settle([Settlement(job, "succeeded", "1") for _, job in now]))
-            while True:
-                moved, more, _ = run(conn, protocol.wake(100, NOBODY_BEHIND))
-                if not (moved or more):
-                    break
-            now = [("later", job) for job, _ in run(conn, claim(scene.worker))]
+            assert len(now) <= 1, "two of a key run"
+            order += [job.id for job in now]
+            run(conn, protocol.settle([Settlement(job, "succeeded", "1") for job in now]))
+            while any(run(conn, protocol.wake(100, NOBODY_BEHIND))[:2]):
+                pass
+            now = [job for job, _ in run(conn, claim(scene.worker))]
             if not now:
                 break
-            assert len(now) == 1
-        again = order[1:] if others == "one is released" else order
-        assert again == scene.ids
+        assert list(dict.fromkeys(order)) == scene.ids
 
-    sessions = {
-        "two claim": {"settle": settling("succeeded"), "one": claiming(), "two": claiming()},
-        "another comes": {"settle": settling("succeeded"), "one": claiming(), "another": another},
-        "one is released": {"settle": settling("release"), "one": claiming(), "two": claiming()},
-    }
     conn.execute("SELECT pgqueue.limit_queue('default', '{\"per_key\": 1}')")
     try:
-        race(begin, check, **sessions[others])
+        race(begin, check, **sessions)
     finally:
         conn.execute("SELECT pgqueue.limit_queue('default', '{\"per_key\": null}')")
 
