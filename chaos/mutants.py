@@ -168,6 +168,12 @@ MUTANTS = [
         (Edit(f"{SQL}/fence_worker.sql", "AND w.beat = coalesce(seen_beat, w.beat)", ""),),
     ),
     Mutant(
+        "who waits for its turn leaves no word",
+        "tests/test_interleavings.py::test_the_order_of_a_key[another comes while the last one goes]",
+        "AssertionError",
+        (Edit(f"{SQL}/line_up.sql", "FROM placed p WHERE p.behind) t;", "FROM placed p WHERE false) t;"),),
+    ),
+    Mutant(
         "edge-triggered wake",
         "tests/test_interleavings.py::test_what_it_waits_for_comes_while_it_is_suspended",
         "AssertionError",

@@ -74,6 +74,13 @@ def test_bare_updates_do_all_of_them(made: Bench) -> None:
     assert made.one("SELECT sum(n) FROM counter") == 50
 
 
+def test_control(made: Bench) -> None:
+    figures = MEASURES["control"][0](made, 2, 1)
+    assert set(figures) == {"changes", "workers"} | spread("resume_") | spread("raise_")
+    assert figures["resume_p50_ms"] > 0
+    assert figures["raise_p50_ms"] > 0
+
+
 def test_latency(made: Bench) -> None:
     figures = MEASURES["latency"][0](made, 3, 1)
     assert set(figures) == {"jobs", "workers"} | spread()

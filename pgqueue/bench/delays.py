@@ -1,4 +1,5 @@
-"""How long it takes until an idle worker has begun a job, and until a dead worker's job goes on; and what an idle host costs."""
+"""How long it takes until an idle worker has begun a job, until a dead worker's job goes on, and until what an operator says is
+in force; and what an idle host costs."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pgqueue.bench.app import mark, stamp
+from pgqueue.bench.app import app, long, mark, stamp
 from pgqueue.bench.harness import Bench, percentiles
+from pgqueue.client import Job
 
 
 def bench_latency(bench: Bench, jobs: int, workers: int) -> dict[str, Any]:
@@ -74,3 +77,29 @@ def bench_recovery(bench: Bench, kills: int, workers: int) -> dict[str, Any]:
             waits.append(bench.one("SELECT extract(epoch FROM max(at))::float8 FROM mark WHERE job = %s", [job.id]) - killed)
             job.result(timeout=30)
     return {"kills": kills, "workers": workers, **percentiles(waits)}
+
+
+def bench_control(bench: Bench, changes: int, workers: int) -> dict[str, Any]:
+    """From ``resume``, and from a limit raised from 1 to 2 while a job runs, to the first line of the job that may begin then."""
+    queue = "concurrency"
+    resumed, raised = [], []
+    with bench.workers(workers, queue):
+        bench.wait_for_workers(workers)
+        for _ in range(changes):
+            app.pause(queue)
+            job = stamp.options(queue=queue).enqueue()
+            resumed.append(_begun_after(lambda: app.resume(queue), job))
+            app.limit(queue, concurrency=1)
+            before = long.options(queue=queue).enqueue(0.3, False)
+            bench.wait_until(lambda id=before.id: bench.one("SELECT count(*) FROM pgqueue.running WHERE job_id = %s", [id]) == 1)  # type: ignore[misc]
+            job = stamp.options(queue=queue).enqueue()
+            raised.append(_begun_after(lambda: app.limit(queue, concurrency=2), job))
+            before.result(timeout=30)
+    return {"changes": changes, "workers": workers, **percentiles(resumed, "resume_"), **percentiles(raised, "raise_")}
+
+
+def _begun_after(change: Callable[[], Any], job: Job[float]) -> float:
+    time.sleep(random.uniform(0.02, 0.2))  # noqa: S311 -- so that they have looked in vain, and we meet no rhythm
+    said = time.time()
+    change()
+    return job.result(timeout=30) - said

@@ -86,10 +86,11 @@ class Bench:
     @contextmanager
     def held_back(self) -> Iterator[None]:
         """Nothing begins until the block ends: then all workers begin at once, as what they are compared with does."""
-        self._conn.execute("UPDATE pgqueue.queue SET paused = true")
+        for queue in app.queues:
+            app.pause(queue)
         yield
-        self._conn.execute("UPDATE pgqueue.queue SET paused = false")
-        self._conn.execute("SELECT pgqueue.wake_idle()")
+        for queue in app.queues:
+            app.resume(queue)
 
     def clear(self) -> None:
         """All jobs are forgotten, as if there had been none. Nobody may be working."""

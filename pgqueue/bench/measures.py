@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pgqueue.bench.delays import bench_idle, bench_latency, bench_recovery
+from pgqueue.bench.delays import bench_control, bench_idle, bench_latency, bench_recovery
 from pgqueue.bench.harness import Bench
 from pgqueue.bench.hostages import bench_hostage
 from pgqueue.bench.limits import bench_limits
@@ -19,6 +19,7 @@ MEASURES: dict[str, tuple[Callable[[Bench, int, int], dict[str, Any]], int, int]
     "recovery": (bench_recovery, 100, 4),
     "hostage": (bench_hostage, 10, 2),
     "idle": (bench_idle, 20, 4),
+    "control": (bench_control, 50, 2),
     "limits": (bench_limits, 50_000, 2),
     "snapshot": (bench_snapshot, 200_000, 2),
 }

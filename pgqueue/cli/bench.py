@@ -11,12 +11,12 @@ import click
 
 from pgqueue.cli.output import show_fields, show_json
 
-WHAT = ("noop", "steps", "transaction", "latency", "recovery", "hostage", "idle", "limits", "snapshot")
+WHAT = ("noop", "steps", "transaction", "latency", "recovery", "hostage", "idle", "control", "limits", "snapshot")
 
 
 @click.command("bench")
 @click.argument("what", type=click.Choice(WHAT))
-@click.option("-n", "--jobs", type=click.IntRange(1), help="How many jobs (kills, long jobs).")
+@click.option("-n", "--jobs", type=click.IntRange(1), help="How many jobs (kills, long jobs, changes).")
 @click.option("-w", "--workers", type=click.IntRange(1, 512), help="How many worker processes.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 @click.option("--dsn", envvar="PGQUEUE_DSN", help="A server to create a database on; without it an embedded one.")
