@@ -30,8 +30,9 @@ OVERTAKEN = (
     "claim.before",
     "heartbeat.before",
 )
-#: A worker is killed at one of these, and then whoever deals with that, or runs its job next.
+#: A process is killed at one of these, and then whoever deals with that, or runs its job next.
 ON_THE_WAY = ("bank.", "claim.", "dispatch.", "settle.", "step.", "transaction.", "failure.", "heartbeat.", "promote.")
+JOBLESS = ("heartbeat.", "promote.")  # nothing has to be reaped when one of these dies
 
 
 class Cases:
@@ -83,7 +84,12 @@ class Cases:
 
 
 def pairs() -> list[Case]:
-    """A worker is killed, and then again the one that runs its job next, or whoever deals with the death."""
+    """A process is killed, and then again the one that runs its job next, or whoever deals with the death."""
     killers = [name for name in failpoint_names() if name.startswith(ON_THE_WAY)]
-    recovery = [*killers, "reap.selected", "reap.committed", "supervisor.child_reaped"]
-    return [Case(again, "kill9", f"{first}=kill9") for first in killers for again in recovery if first != again]
+    recovery = [*killers, "supervisor.child_reaped", "reap.selected", "reap.committed"]
+    return [
+        Case(again, "kill9", f"{first}=kill9")
+        for first in killers
+        for again in recovery
+        if first != again and not (first.startswith(JOBLESS) and again.startswith("reap."))
+    ]
