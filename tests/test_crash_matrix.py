@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgqueue import App, Job, current, gather, sleep, wait_event
+from pgqueue import App, Job, Retry, current, gather, sleep, wait_event
+from pgqueue.functions import Function
 from pgqueue.testing import databases
 from pgqueue.testing.boundaries import PLACES
 from pgqueue.testing.fixture import PgQueueFixture
@@ -28,6 +29,18 @@ def outside(line: str) -> None:
 def credit(tx: psycopg.Connection[Any], amount: int) -> int:
     tx.execute("INSERT INTO credit VALUES (%s)", (amount,))
     return amount
+
+
+@app.transaction(name="credit_async")
+async def credit_async(tx: psycopg.AsyncConnection[Any], amount: int) -> int:
+    await tx.execute("INSERT INTO credit VALUES (%s)", (amount,))
+    return amount
+
+
+@app.transaction(name="refuses", retry=Retry(1))
+def refuses(tx: psycopg.Connection[Any], amount: int) -> None:
+    tx.execute("INSERT INTO credit VALUES (%s)", (amount,))
+    raise ValueError("no")
 
 
 @app.transaction(name="careless")
@@ -123,6 +136,37 @@ def test_an_effect_outside_of_the_transaction_is_found_and_explained(fixture: Pg
     assert "asked once" in explained[2]
     assert "test_crash_matrix.py" in explained[1]
     assert "careless was rolled back, and its code ran again." in explained[4]
+
+
+@pytest.mark.parametrize("job", [credit, credit_async], ids=["def", "async def"])
+def test_a_job_that_is_one_transaction(fixture: PgQueueFixture, job: Function[Any, Any]) -> None:
+    """Its COMMIT is its end: none comes when it leaves its worker."""
+
+    def check(job: Job[Any]) -> None:
+        assert job.result() == 7
+        assert fixture.connect().execute("SELECT amount FROM credit").fetchall() == [(7,)], "once"
+
+    found = fixture.crash_matrix(job, 7, check=check)
+    assert found.broken == 0
+    assert [boundary.words for boundary, _ in found.boundaries] == [
+        "before its first line",
+        "before its code",
+        "after its code, before COMMIT",
+        "inside COMMIT",
+        "after COMMIT, before the answer",
+        "after it",
+    ]
+
+
+def test_one_transaction_that_fails(fixture: PgQueueFixture) -> None:
+    """It is rolled back, and the COMMIT of its failure comes when it leaves its worker."""
+
+    def check(job: Job[Any]) -> None:
+        assert job.status() == "failed"
+        assert fixture.connect().execute("SELECT amount FROM credit").fetchall() == []
+
+    found = fixture.crash_matrix(refuses, 7, check=check)
+    assert [boundary.how for boundary, _ in found.boundaries][-3:] == ["kill", "lost", "durable"]
 
 
 @pytest.mark.slow

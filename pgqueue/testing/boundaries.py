@@ -42,6 +42,7 @@ PLACES = {
     ),
 }
 LAST = "settle.before"  # not inside any step
+COMMITTED = "transaction.committed"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Watch:
         if run is not None:
             self._job = (run.name, run.job_id)
         key = (name, self._job[0], step.seq if step is not None and name != LAST else 0)
+        if name == LAST and self._has_ended():
+            return
         self._times[key] += 1
         boundary = Boundary(*key, self._times[key])
         self.passed.append((boundary, self._job[1]))
@@ -96,3 +99,8 @@ class Watch:
         if self._target.how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         self._hold()
+
+    def _has_ended(self) -> bool:
+        """Was the job one transaction, whose COMMIT is its end? Then nothing more is stored, and no COMMIT comes."""
+        last = self.passed[-1][0] if self.passed else None
+        return last is not None and (last.name, last.job, last.seq) == (COMMITTED, self._job[0], 0)

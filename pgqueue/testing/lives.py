@@ -49,10 +49,11 @@ def live(work: Callable[[], object], target: Boundary | None, before: Passed, st
     try:
         with os.fdopen(answer, "rb") as answers:
             said = answers.read(1)
-            if said == STANDS:
+            stood = said == STANDS
+            if stood:
                 strike(pid, lambda: os.close(to_go))
                 to_go = -1
-            said += answers.read()
+            said = answers.read() if stood else said + answers.read()
     finally:
         if to_go >= 0:
             os.close(to_go)
@@ -64,6 +65,10 @@ def live(work: Callable[[], object], target: Boundary | None, before: Passed, st
     end = msgspec.json.decode(said, type=Said)
     if end.raised is not None:
         raise RuntimeError(f"in the worker process:\n{end.raised}")
+    if stood:
+        raise RuntimeError(
+            f"this run sent no COMMIT after {target}: does the workflow decide by something that is no checkpoint?"
+        )
     return end.passed
 
 
