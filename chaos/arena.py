@@ -11,8 +11,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import psycopg
 
@@ -124,6 +125,7 @@ class Arena:
         self.findings: list[str] = []  # what is wrong, and is nobody's oracle
         self.began = time.time()
         self.calm = 0.0  # when the faults had stopped
+        self.ticking: list[datetime] = []  # since when there is a schedule, and until when it has to tick
         self.drained = 0.0  # seconds from then until everything had ended
         self.looks = 0  # at what holds in every snapshot
         self.over = threading.Event()
@@ -154,6 +156,13 @@ class Arena:
             self.start_host(self.pooler.dsn(self.dsn))
         count = len(self.hosts) * self.setup.workers
         wait_for(lambda: len(self.workers(0)) >= count, lambda: f"{count} workers\n{self.chaos.story()}")
+        if self.setup.strikes:
+            self.ticking.append(self.full_second("ceil"))
+
+    def full_second(self, way: str) -> datetime:
+        """The server's time, ``ceil`` or ``floor``."""
+        [(moment,)] = self.chaos.query(f"SELECT to_timestamp({way}(extract(epoch FROM clock_timestamp())))")
+        return cast(datetime, moment)
 
     # ------------------------------------------------------------------------------------------------- hosts
 

@@ -18,18 +18,20 @@ from chaos.faults import faults
 from chaos.feeder import Feeder
 from chaos.nemesis import Nemesis, timetable
 from chaos.one_by_one import OneByOne, late
-from chaos.oracles import invariant, ledger
+from chaos.oracles import invariant, ledger, ticks
 from chaos.plan import Round
 from chaos.pooler import Pooler, program
 from chaos.results import Result, measured
 from chaos.server import Server
 from chaos.verdicts import Verdict, verdicts
+from chaos.waiting import wait_for
 from chaos.wire import Proxy
 from pgqueue import migrate
 from pgqueue.config import Exit
 from pgqueue.database import connect
 
 LIVENESS = 60.0  # seconds without any progress, when the faults have stopped: then something is stuck
+TICKS_LATE = 30.0  # seconds after which ticks are missing: whoever sees to them was just killed, and is started again
 LOOK = 0.5  # seconds between two looks at what holds in every snapshot
 TEMPLATE = "pgqueue_chaos_template"
 _LEFT = "SELECT name, state, waiting_for, count(*) FROM pgqueue.jobs WHERE finished_at IS NULL GROUP BY 1, 2, 3"
@@ -87,7 +89,10 @@ class Storm:
         nemesis.stop()
         arena.chaos.note("faults have stopped")
         arena.calm = time.time()
+        if arena.ticking:
+            arena.ticking.append(arena.full_second("floor"))
         self._drain(arena)
+        self._let_tick(arena)
         arena.drained = time.time() - arena.calm
         arena.over.set()
         for thread in threads:
@@ -104,6 +109,18 @@ class Storm:
                 left = arena.chaos.query(_LEFT)
                 arena.findings.append(f"liveness: nothing has moved for {LIVENESS:g} s without faults, and there are {left}")
                 return
+
+    def _let_tick(self, arena: Arena) -> None:
+        """What was due before the faults stopped has its time too. Where it does not come, the oracle says so."""
+        if not arena.ticking:
+            return
+        try:
+            wait_for(
+                lambda: not arena.snapshot(lambda conn: ticks.missing(conn, ticks.Span(*arena.ticking))), "ticks", TICKS_LATE
+            )
+        except AssertionError:
+            arena.chaos.note("ticks are missing")
+        self._drain(arena)  # their jobs
 
     def _left(self, arena: Arena) -> int:
         left = int(arena.chaos.query("SELECT count(*) FROM pgqueue.job_values WHERE status = 'active'")[0][0])

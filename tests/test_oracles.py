@@ -13,6 +13,7 @@ import pytest
 from chaos import history as history_module
 from chaos.arena import Specimen
 from chaos.databases import copy_of
+from chaos.faults import f21_migration
 from chaos.history import Commit, History, Start, starts
 from chaos.oracles import (
     atomicity,
@@ -140,6 +141,19 @@ def test_ticks_can_fail(ticked: Connection, how: str) -> None:
     for statement in FALSE_TICKS[how]:
         ticked.execute(statement)  # type: ignore[call-overload]
     assert ticks.check(ticked)
+
+
+def test_ticks_that_never_come_are_missed(ticked: Connection) -> None:
+    def second(n: int) -> datetime:
+        return datetime(2026, 1, 1, 0, 0, n, tzinfo=UTC)
+
+    assert ticks.check(ticked, ticks.Span(second(1), second(3))) == []
+    assert "has ticked from" in ticks.check(ticked, ticks.Span(second(0), second(3)))[0]
+    assert "has stopped at" in ticks.check(ticked, ticks.Span(second(1), second(4)))[0]
+    ticked.execute("DELETE FROM pgqueue.tick")
+    assert "has never ticked" in ticks.check(ticked, ticks.Span(second(1), second(3)))[-1]
+    ticked.execute("DELETE FROM pgqueue.schedule")
+    assert "there is no schedule" in ticks.check(ticked, ticks.Span(second(1), second(3)))[-1]
 
 
 def test_plain_steps_can_fail(done: Connection, outside: Path) -> None:
@@ -370,6 +384,16 @@ def test_expectations_count_crashes(done: Connection) -> None:
     assert "was charged with 1001 crashes, and may have 1000" in expectations.check(done, {})[0]
     done.execute(crash, (jobs[1], 1, 1))
     assert expectations.check(done, {}) == []
+
+
+def test_migration_can_fail() -> None:
+    killed, away, done = (-9, ""), (69, "no server"), (0, "")
+    assert f21_migration.wrong([done, away], killed=False) == []
+    assert f21_migration.wrong([killed, done], killed=True) == []
+    assert "ended with 1: oops" in f21_migration.wrong([done, (1, "oops")], killed=False)[0]
+    assert "ended with -9" in f21_migration.wrong([killed, done], killed=False)[0]
+    assert "ended with -9" in f21_migration.wrong([done, killed], killed=True)[0]
+    assert "none has worked" in f21_migration.wrong([killed, away, away], killed=True)[0]
 
 
 def test_conservation_of_chosen_ids_can_fail(done: Connection) -> None:
