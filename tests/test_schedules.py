@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from chaos.databases import COPY
 from chaos.interleaver import Interleaver, Program
-from pgqueue import App, Queue, current, protocol
+from pgqueue import App, Queue, Retry, current, protocol
 from pgqueue.cli.commands import cli
 from pgqueue.database import connect, errors_translated, run
 from pgqueue.errors import BadValue, PgQueueError, UnknownSchedule
@@ -40,6 +40,7 @@ from tests.support import ROOT, Hand, Server, Work, Workers, database_of, kill, 
 Connection = psycopg.Connection[Any]
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 DAY, HOUR, MINUTE, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
+TRIGGERED = "00000000-0000-4000-8000-000000000007"
 LONDON = "Europe/London"  # 2026-03-29 01:00 UTC: 01:00 becomes 02:00. 2026-10-25 01:00 UTC: 02:00 becomes 01:00
 
 
@@ -452,6 +453,41 @@ def test_without_overlap_a_tick_waits_for_nobody(conn: Connection, dsn: str, clo
     hand.close()
 
 
+def test_without_overlap_a_job_that_is_requeued_counts_again(conn: Connection, dsn: str, clock: Clock) -> None:
+    """One of a tick, and one that was triggered: both have failed, and later ticks have run and ended. Not one of a backfill, nor
+    what was enqueued because one had failed."""
+    app = App()
+    tidy = app.step(name="tidy")(lambda failure: None)
+    app.schedule(every=60, overlap=False)(app.step(name="f", retry=Retry(attempts=1), on_failure=tidy)(lambda: 1 / 0))
+    run(conn, app.registration())
+    hand = Hand(app, dsn)
+    assert tick_all(conn) == 0
+    clock.forward(MINUTE)
+    assert tick_all(conn) == 1
+    run(conn, protocol.backfill_schedule("f", [BEGIN]))
+    run(conn, protocol.trigger_schedule("f", TRIGGERED))
+    hand.drain(due_now=False)
+    [[ticked]] = conn.execute("SELECT job_id::text FROM pgqueue.ticks WHERE why = 'due'").fetchall()
+    [[filled]] = conn.execute("SELECT job_id::text FROM pgqueue.ticks WHERE why = 'backfill'").fetchall()
+    tidying = [id for (id,) in conn.execute("SELECT id::text FROM pgqueue.jobs WHERE name = 'tidy'")]
+    assert len(tidying) == 3
+    for requeued, counts in ([[ticked], True], [[TRIGGERED], True], [[filled], False], [tidying, False]):
+        clock.forward(MINUTE)
+        assert tick_all(conn) == 1
+        hand.drain(due_now=False)
+        conn.execute("UPDATE pgqueue.outcome SET status = 'failed' WHERE job_id = ANY (%s)", (tidying,))
+        assert {answer for _, answer in run(conn, protocol.requeue(requeued))} == {"requeued"}
+        clock.forward(MINUTE)
+        assert tick_all(conn) == (0 if counts else 1)
+        hand.drain(due_now=False)
+    forged = json.dumps({"meta": {"schedule": "f", "due_at": "soon"}})  # a producer may say anything, and breaks nothing by it
+    [[said]] = conn.execute("SELECT pgqueue.enqueue_workflow('f', options => %s)::text", (forged,)).fetchall()
+    hand.drain(due_now=False)
+    assert run(conn, protocol.requeue([said])) == [(said, "requeued")]
+    assert violations(conn) == []
+    hand.close()
+
+
 def test_a_pause_is_the_operator_s(conn: Connection, clock: Clock) -> None:
     app = begin(conn, cron="0 * * * *", misfire="all")
     assert run(conn, protocol.pause_schedule("f", "ann")) is True
@@ -855,20 +891,26 @@ def racing(simulated: tuple[Clock, str]) -> Iterator[Callable[..., None]]:
     """A schedule with two ticks that are due, and what some sessions make of it in every order."""
     clock, dsn = simulated
 
-    def setup(conn: Connection, overlap: bool) -> None:
+    def setup(conn: Connection, overlap: bool, failed: str | None) -> None:
         conn.execute("DELETE FROM pgqueue.schedule")
-        for table in ("job", "ready", "tick"):
+        for table in ("job", "ready", "tick", "attempt"):
             conn.execute(f"DELETE FROM pgqueue.{table}")
         clock.set(BEGIN)
         app = App()
         app.schedule("0 * * * *", misfire="all", overlap=overlap)(step(app))
         run(conn, app.registration())
         assert tick_all(conn) == 0
+        if failed is not None:  # a job that was triggered, and has ended since
+            run(conn, protocol.trigger_schedule("f", failed))
+            conn.execute("DELETE FROM pgqueue.ready")
+            conn.execute("INSERT INTO pgqueue.outcome (job_id, status, finished_at) VALUES (%s, 'failed', %s)", (failed, BEGIN))
         clock.set(BEGIN + 2 * HOUR)
 
     with Interleaver(dsn) as interleaver:
 
-        def race(check: Any, orders: int, overlap: bool = True, **sessions: Callable[[object], Program]) -> None:
+        def race(
+            check: Any, orders: int, overlap: bool = True, failed: str | None = None, **sessions: Callable[[object], Program]
+        ) -> None:
             def after(conn: Connection, _: None, results: dict[str, Any]) -> None:
                 assert not [result for result in results.values() if isinstance(result, BaseException)], results
                 check(conn, results)
@@ -877,14 +919,13 @@ def racing(simulated: tuple[Clock, str]) -> Iterator[Callable[..., None]]:
             def always(conn: Connection) -> None:
                 assert violations(conn) == []
 
-            assert len(interleaver.run(sessions, lambda conn: setup(conn, overlap), after, always)) >= orders
+            assert len(interleaver.run(sessions, lambda conn: setup(conn, overlap, failed), after, always)) >= orders
 
         yield race
     clock.conn.execute("DELETE FROM pgqueue.schedule; TRUNCATE pgqueue.job, pgqueue.ready, pgqueue.tick")
 
 
 BOTH = [BEGIN + HOUR, BEGIN + 2 * HOUR]
-TRIGGERED = "00000000-0000-4000-8000-000000000007"
 
 
 def test_race_of_two_that_tick(racing: Any) -> None:
@@ -926,18 +967,22 @@ def test_race_of_a_tick_and_registrations(racing: Any) -> None:
     racing(check, 6, tick=ticking, register=inside(changed.registration()))
 
 
+def one_of_two(conn: Connection, results: dict[str, Any]) -> None:
+    """A tick runs unless the job beside the plan was there before it."""
+    ran = results["tick"] == [1]
+    tick_all(conn)
+    assert ticks(conn) == (BOTH[:1] if ran else [])
+    assert ticks(conn, why="overlap") == (BOTH[1:] if ran else BOTH)
+    conn.execute("DELETE FROM pgqueue.job WHERE id = %s", (TRIGGERED,))
+    conn.execute("DELETE FROM pgqueue.ready WHERE job_id = %s", (TRIGGERED,))
+
+
 def test_race_of_a_tick_and_a_trigger_without_overlap(racing: Any) -> None:
-    """A tick runs unless the triggered job was there before it."""
+    racing(one_of_two, 6, overlap=False, tick=ticking, trigger=inside(protocol.trigger_schedule("f", TRIGGERED)))
 
-    def check(conn: Connection, results: dict[str, Any]) -> None:
-        ran = results["tick"] == [1]
-        tick_all(conn)
-        assert ticks(conn) == (BOTH[:1] if ran else [])
-        assert ticks(conn, why="overlap") == (BOTH[1:] if ran else BOTH)
-        conn.execute("DELETE FROM pgqueue.job WHERE id = %s", (TRIGGERED,))
-        conn.execute("DELETE FROM pgqueue.ready WHERE job_id = %s", (TRIGGERED,))
 
-    racing(check, 6, overlap=False, tick=ticking, trigger=inside(protocol.trigger_schedule("f", TRIGGERED)))
+def test_race_of_a_tick_and_a_requeue_without_overlap(racing: Any) -> None:
+    racing(one_of_two, 6, overlap=False, failed=TRIGGERED, tick=ticking, requeue=inside(protocol.requeue([TRIGGERED])))
 
 
 # --------------------------------------------------------------------------------------------------------- command line

@@ -12,6 +12,7 @@ DECLARE
 BEGIN
     PERFORM pgqueue.assert_read_committed();
     PERFORM pgqueue.durable_commit();
+    PERFORM pgqueue.live_again(jobs);
     again := pgqueue.to_requeue(jobs);
     DELETE FROM pgqueue.cancel_request c USING pgqueue.taken_along t       -- those that were asked and have not ended yet need not
      WHERE t.parent = ANY (again) AND c.job_id = t.job_id;
