@@ -163,9 +163,9 @@ def trigger_schedule(name: str, new_id: str) -> Call[str]:
     return Call("SELECT pgqueue.trigger_schedule(%s, %s::uuid)::text", (name, new_id), _first)
 
 
-def backfill_schedule(name: str, ticks: Sequence[datetime]) -> Call[int]:
-    """How many of these ticks got a job now."""
-    return Call("SELECT pgqueue.backfill_schedule(%s, %s::timestamptz[])", (name, list(ticks)), _first)
+def backfill_schedule(name: str, ticks: Sequence[datetime], again: bool = False) -> Call[int]:
+    """How many of these ticks got a job now. ``again``: also those of which nobody can tell any more whether they had one."""
+    return Call("SELECT pgqueue.backfill_schedule(%s, %s::timestamptz[], %s)", (name, list(ticks), again), _first)
 
 
 SCHEDULE_COLUMNS = (

@@ -546,6 +546,41 @@ def test_backfill_runs_what_got_no_job_and_nothing_twice(conn: Connection, clock
     check_jobs(conn)
 
 
+def test_a_backfill_repeats_nothing_that_was_pruned(
+    conn: Connection, dsn: str, clock: Clock, pgqueue: Callable[..., str]
+) -> None:
+    """Of ticks whose jobs and rows are gone nobody can tell whether they ran: they run again only where somebody says so. Those
+    before the first of them, and behind the last, have never run."""
+    app = begin(conn, every=3600, misfire="skip")
+    hand = Hand(app, dsn)
+    first = [BEGIN + n * HOUR for n in range(-20, -17)]
+    assert run(conn, protocol.backfill_schedule("f", first)) == 3
+    clock.forward(HOUR)
+    assert tick_all(conn) == 1
+    hand.drain(due_now=False)
+    clock.forward(10 * HOUR + 2 * MINUTE)
+    assert tick_all(conn) == 0
+    assert len(ticks(conn, why="missed")) == 1
+    run(conn, protocol.prune(["succeeded"], HOUR.total_seconds(), 100))
+    assert run(conn, protocol.prune_ticks(HOUR.total_seconds(), 100)) == 4
+    for again in (first, [BEGIN + HOUR], [BEGIN - 30 * HOUR, BEGIN - 3 * HOUR]):
+        with pytest.raises(PgQueueError, match=r"may have had jobs, which were pruned.*again => true"), errors_translated():
+            run(conn, protocol.backfill_schedule("f", again))
+    assert run(conn, protocol.backfill_schedule("f", [BEGIN - 21 * HOUR, *(BEGIN + n * HOUR for n in range(2, 12))])) == 11
+    # Also where the schedule was dropped, and made again.
+    run(conn, App().registration())
+    conn.execute("SELECT pgqueue.drop_schedule('f')")
+    run(conn, app.registration())
+    pruned = ("schedules", "backfill", "f", "--from", "2025-12-31T04:00", "--to", "2025-12-31T06:00", "--yes")
+    refusal = r"from 2025-12-31 04:00:00.* to 2025-12-31 06:00:00.* pruned"
+    with pytest.raises(PgQueueError, match=refusal), errors_translated():
+        pgqueue(*pruned)
+    assert pgqueue(*pruned, "--again") == "3 ticks, 3 of them new\n"
+    assert pgqueue(*pruned) == "3 ticks, 0 of them new\n"
+    check_jobs(conn)
+    hand.close()
+
+
 def test_the_id_of_a_job_is_a_second_net(conn: Connection, clock: Clock) -> None:
     """Even where somebody has deleted the rows of the ticks."""
     begin(conn, cron="0 * * * *")
@@ -1037,6 +1072,8 @@ def test_backfill_command(conn: Connection, clock: Clock, pgqueue: Callable[...,
     for arguments, message in {
         ("--from", "yesterday"): "'yesterday' is no time",
         ("--from", "2026-01-01", "--to", "2027-01-01"): "--to is in the future",
+        ("--from", "2026-03-31", "--to", "2026-03-28", "--yes"): r"--from .2026-03-31. is later than --to .2026-03-28.",
+        ("--from", "2027-01-01", "--dry-run"): "is later than --to .now.",
     }.items():
         with pytest.raises(BadValue, match=message):
             pgqueue(*backfill, *arguments)

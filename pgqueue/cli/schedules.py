@@ -81,11 +81,14 @@ def trigger(group_dsn: str | None, name: str, dsn: str | None) -> None:
 @click.argument("name")
 @click.option("--from", "begin", required=True, metavar="TIME", help="From this moment on: 2026-03-01, 2026-03-01T09:00.")
 @click.option("--to", "end", metavar="TIME", help="Up to this moment. [default: now]")
+@click.option("--again", is_flag=True, help="Also ticks whose rows were pruned, whether they had a job or not.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; list the ticks.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @dsn_option
 @click.pass_obj
-def backfill(group_dsn: str | None, name: str, begin: str, end: str | None, dry_run: bool, yes: bool, dsn: str | None) -> int:
+def backfill(
+    group_dsn: str | None, name: str, begin: str, end: str | None, again: bool, dry_run: bool, yes: bool, dsn: str | None
+) -> int:
     """Enqueue a job for each tick of the past that got none. A TIME without an offset is of the schedule's time zone."""
     with database.connect(database.dsn_from(dsn or group_dsn), "pgqueue:cli") as conn:
         ticks = _ticks(conn, name, begin, end)
@@ -96,7 +99,7 @@ def backfill(group_dsn: str | None, name: str, begin: str, end: str | None, dry_
             confirm(f"backfill {len(ticks):,} ticks of {name}, from {ticks[0]} to {ticks[-1]}?", yes)
         new = 0
         for at in range(0, len(ticks), MOST_TICKS):
-            new += database.run(conn, protocol.backfill_schedule(name, ticks[at : at + MOST_TICKS]))
+            new += database.run(conn, protocol.backfill_schedule(name, ticks[at : at + MOST_TICKS], again))
             if sys.stderr.isatty():
                 click.echo(
                     f"\r{min(at + MOST_TICKS, len(ticks)):,} of {len(ticks):,}", nl=at + MOST_TICKS >= len(ticks), err=True
@@ -117,6 +120,8 @@ def _ticks(conn: psycopg.Connection[Any], name: str, begin: str, end: str | None
         last = now if end is None else _moment(end, found["timezone"])
     except ValueError as error:
         raise BadValue(str(error)) from None
+    if first > last:
+        raise BadValue(f"--from ({begin}) is later than --to ({end or 'now'})")
     if last > now:
         raise BadValue("a backfill is for ticks of the past: --to is in the future")
     ticks = list(islice(between(times, first, last), MOST + 1))
