@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -70,12 +71,26 @@ def masked(dsn: str) -> str:
     >>> masked("postgresql://app:hunter2@db/shop")
     'user=app password=*** dbname=shop host=db'
     """
+    if _is_misquoted(dsn):
+        return f"(a DSN that cannot be parsed: {QUOTE})"
     try:
         parts = conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
         return "(a DSN that cannot be parsed)"
     shown = " ".join(f"{key}={'***' if 'password' in key else value}" for key, value in parts.items())
     return shown or "(where libpq's variables say, such as PGHOST)"
+
+
+QUOTE = "a password in it has to be quoted, @ as %40, / as %2F"
+
+
+def _is_misquoted(dsn: str) -> bool:
+    """Is there a password with @ or / in it? Then libpq takes a piece of that for a host, a port or a database, and says so."""
+    if not dsn.startswith(("postgresql://", "postgres://")):
+        return False
+    authority, _, rest = dsn.partition("://")[2].partition("/")
+    (_, at, place), rest = authority.partition("@"), rest.partition("?")[0]
+    return "@" in place.partition("?")[0] or ("@" in rest and ("/" in rest or (not at and ":" in authority)))
 
 
 def connect(dsn: str, name: str) -> psycopg.Connection[Any]:
@@ -105,6 +120,8 @@ async def connect_async(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
 
 
 def _parameters(dsn: str, name: str) -> dict[str, Any]:
+    if _is_misquoted(dsn):
+        raise Configuration(f"the DSN cannot be parsed: {QUOTE}")
     try:
         given = conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
@@ -157,11 +174,13 @@ def is_pooled(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> b
 
 
 def secrets_of(dsn: str) -> list[str]:
-    """What of a DSN must not be seen."""
+    """What of a DSN must not be seen; also of one that is not written as it should be."""
+    raw = re.match(r"postgres(?:ql)?://[^:@/]*:(.*)@", dsn, re.DOTALL)
+    found = [raw[1], *(re.split("[@/]", raw[1]) if _is_misquoted(dsn) else ())] if raw else []
     try:
-        return [str(v) for k, v in conninfo.conninfo_to_dict(dsn).items() if "password" in k and v]
+        return [*found, *(str(v) for k, v in conninfo.conninfo_to_dict(dsn).items() if "password" in k and v)]
     except psycopg.ProgrammingError:
-        return []
+        return found
 
 
 def brief(error: BaseException) -> str:

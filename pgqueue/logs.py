@@ -55,9 +55,10 @@ class Lines(logging.Formatter):
         self._secrets: list[str] = []
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """These must not be seen in any record."""
+        """These must not be seen in any record either: what was a password once is one elsewhere, or again."""
         found = {form for secret in secrets for form in (secret, quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1])}
-        self._secrets = sorted((form for form in found if len(form) >= _SHORTEST_SECRET), key=len, reverse=True)
+        found = {form for form in found if len(form) >= _SHORTEST_SECRET}
+        self._secrets = sorted(found.union(self._secrets), key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
         known = {"role": process.role, "pid": os.getpid(), "worker": process.worker, **log_fields()}
@@ -192,10 +193,11 @@ def handler() -> Handler | None:
     return next((found for found in logging.getLogger("pgqueue").handlers if isinstance(found, Handler)), None)
 
 
-def hide(dsn: str) -> None:
-    """The passwords of this DSN, and that of the environment, are in no record from now on."""
+def hide(*dsns: str | None) -> None:
+    """The passwords of these DSNs, and that of the environment, are in no record from now on."""
     if (ours := handler()) is not None:
-        ours.lines.hide([*secrets_of(dsn), os.environ.get("PGPASSWORD", "")])
+        secrets = [secret for dsn in dsns if dsn for secret in secrets_of(dsn)]
+        ours.lines.hide([*secrets, os.environ.get("PGPASSWORD", "")])
 
 
 def count_dropped(meter: Meter) -> None:

@@ -21,14 +21,15 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgqueue import App
 from pgqueue.cli.commands import cli
-from pgqueue.database import connect, masked
-from pgqueue.errors import DatabaseUnreachable, PgQueueError
+from pgqueue.database import connect, masked, secrets_of
+from pgqueue.errors import Configuration, DatabaseUnreachable, PgQueueError
 from pgqueue.logs import LONGEST, Handler, harmless
 from tests.apps import counted
+from tests.shop import Shop
 from tests.support import ROOT, Workers, wait_for
 from tests.test_exposition import free_port, get, samples, value
 
@@ -238,6 +239,52 @@ def test_no_process_shows_the_password(dsn: str, workers: Workers) -> None:
         with open(f"/proc/{pid}/cmdline") as line:
             assert secret not in line.read()
     assert secret not in get(port, "/metrics")[1] + work.log()
+
+
+@pytest.mark.parametrize("secret", ["p@ss22", "pa/ss22", "12/s3cret", "p@s/s22", "a@b:c@d99"])
+def test_a_password_that_is_not_quoted_is_a_clear_error_and_in_no_output(secret: str) -> None:
+    """libpq takes the rest of it for a host, a port or a database, and says so."""
+    dsn = f"postgresql://u:{secret}@127.0.0.1:1/x"
+    with pytest.raises(Configuration, match="has to be quoted, @ as %40") as caught:
+        connect(dsn, "x")
+    log = Log(as_json=False)
+    log.handler.lines.hide(secrets_of(dsn))
+    log.logger.warning("cannot connect to %s, with %s", dsn, secret)
+    for output in (masked(dsn), str(caught.value), log.text()):
+        assert not any(piece in output for piece in (secret, *(piece for piece in secret.split("@") if len(piece) > 3)))
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://u@h/x?options=a@b", "postgresql://u:p%40ss@h:1/my@db", "host=h user=a@b port=1",
+                                 "postgresql://h:1/x?user=a@b", "postgresql:///x?host=%40abstract"])  # fmt: skip
+def test_an_at_sign_elsewhere_is_no_matter(dsn: str) -> None:
+    assert "cannot be parsed" not in masked(dsn)
+
+
+def test_passwords_that_come_later_are_hidden_from_whoever_writes(shop: Shop, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the App, of another DSN after a reload, and of where to listen: in the supervisor (what workers write while they
+    import the App is hidden by what they have from it) and in workers."""
+    monkeypatch.setenv("PGQUEUE_LISTEN_DSN", make_conninfo(dsn, sslpassword="listen-s3cret"))
+    tells = """
+import logging
+from pgqueue.context import process
+if process.role == 'worker':
+    logging.getLogger('pgqueue.shop').warning('imports with first-s3cret, SECOND, listen-s3cret')
+@app.on('worker_start')
+def tell():
+    logging.getLogger('pgqueue.shop').warning('starts with first-s3cret, SECOND, listen-s3cret')
+"""
+    shop.write("first", tells.replace("SECOND, ", "") + f"app.dsn = {make_conninfo(dsn, sslpassword='first-s3cret')!r}\n")
+    work = shop.start("-w", "1")
+    assert shop.answer() == "first"
+    second = make_conninfo(dsn, sslpassword="second-s3cret")
+    shop.write("second one", tells.replace("SECOND", "second-s3cret") + f"app.dsn = {second!r}\n")
+    work.signal(signal.SIGHUP)
+    wait_for(lambda: "reloaded: all" in work.log(), what=f"the reload\n{work.log()}")
+    assert shop.answer() == "second one"
+    log = work.log()
+    assert "imports with ***, ***, ***" in log
+    assert "starts with ***, ***, ***" in log
+    assert "s3cret" not in log
 
 
 # ----------------------------------------------------------------------------------------- a log that takes no more

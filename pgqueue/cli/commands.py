@@ -123,7 +123,7 @@ def work(target: str, burst: bool, check: bool, dsn_first: bool, **given: Any) -
         said["dsn"] = given["dsn"]
     settings = work_settings(target, said, burst)
     log_to_stderr(10 if settings.verbose else 20, settings.log_format)
-    hide(settings.dsn or "")
+    hide(settings.dsn, settings.listen_dsn)
     process.role = "supervisor"
     return check_only(settings) if check else Supervisor(settings).run()
 

@@ -81,7 +81,7 @@ class Housekeeper:
 
     def run(self) -> int:
         process.role = "housekeeper"
-        hide(self._dsn)
+        hide(self._dsn, self._settings.listen_dsn)
         count_dropped(self._meter)
         Heartbeat(self._dsn, self._name, self._settings.beat, self._workers, self._report_fenced, self._meter).start()
         if self._settings.metrics:

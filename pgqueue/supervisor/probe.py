@@ -48,7 +48,7 @@ def probe(settings: WorkSettings, answer: int) -> int:
         if not app.functions:
             log.warning("%s has no workflows, steps or transactions: is its module complete?", settings.target)
         dsn = settings.dsn or app.dsn
-        hide(dsn)
+        hide(dsn, settings.listen_dsn)
         with database.connect(dsn, "pgqueue:probe") as conn, database.errors_translated():
             database.check_schema(conn)
             database.run(conn, app.registration())

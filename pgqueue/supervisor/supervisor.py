@@ -16,6 +16,7 @@ from pgqueue.config import Exit, WorkSettings
 from pgqueue.descriptors import allow_descriptors, readable
 from pgqueue.errors import Configuration
 from pgqueue.failpoints import failpoint
+from pgqueue.logs import hide
 from pgqueue.metrics import WORKER_EXITS
 from pgqueue.slots import Order, Phase, Slots
 from pgqueue.supervisor import capacity
@@ -107,6 +108,7 @@ class Supervisor:
 
     def _set_up(self, facts: Facts) -> None:
         self._facts, self.settings = facts, facts.settings
+        hide(facts.dsn, facts.settings.listen_dsn)
         if self.settings.preload:
             with self._manager.standing_still(self.settings.boot_timeout):  # it has been fed, so it watches, ready or not
                 preload(self.settings.target)
@@ -211,6 +213,7 @@ class Supervisor:
         """Work by these from now on."""
         keeps_house_by = (self._facts.dsn, self._facts.queues, self.settings.lease)
         self._facts, self.settings = facts, facts.settings
+        hide(facts.dsn, facts.settings.listen_dsn)
         self._boot_failures = 0
         self._workers.settings = facts.settings
         self._workers.resize(facts.settings.workers or capacity.processors())

@@ -43,7 +43,7 @@ def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int],
         app.dsn = settings.dsn
     dsn = app.dsn
     app.meter = slot.meter()
-    hide(dsn)
+    hide(dsn, settings.listen_dsn)
     count_dropped(app.meter)
     for instrument in app.instruments.values():
         app.meter.declare(instrument.family)
