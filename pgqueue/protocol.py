@@ -148,6 +148,11 @@ def postpone_tick(due: Due, problem: str) -> Call[None]:
     return Call("SELECT pgqueue.postpone_tick(%s, %s::bigint, %s)", (due.name, due.revision, problem), _nothing)
 
 
+def schedule_problem(name: str) -> Call[str | None]:
+    """Why the ticks of a schedule cannot be enqueued, as it was said last. None: nobody knows of a reason."""
+    return Call("SELECT max(problem) FROM pgqueue.schedules WHERE name = %s", (name,), _first)
+
+
 def pause_schedule(name: str, by: str | None = None) -> Call[bool]:
     """False: it was paused already. ``by``: who asks."""
     return Call("SELECT pgqueue.pause_schedule(%s, %s)", (name, by), _first)

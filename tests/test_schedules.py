@@ -681,11 +681,30 @@ def test_schedules_of_operators(conn: Connection, clock: Clock) -> None:
         "add_schedule('x', 'f', every => '0.5 s')": "cannot be as it was said",
         "add_schedule('x y', 'f', every => '1 hour')": "cannot be as it was said",
         "add_schedule(NULL, 'f', every => '1 hour')": "cannot be as it was said",
+        "add_schedule('x', 'f', every => '1 hour', misfire => 'twice')": "cannot be as it was said",
+        "add_schedule('x', 'f', every => '1 month')": "months and years .* Use a cron expression",
+        "add_schedule('x', 'f', every => '1 year')": "months and years",
+        "add_schedule('x', 'f', every => '1 hour', timezone => 'Europe/London')": "an interval has no time zone",
+        "add_schedule('x', 'f', cron => 'not a cron')": "'not a cron' is no cron expression. It has five fields",
+        "add_schedule('x', 'f', cron => '* * * *')": "is no cron expression",
+        "add_schedule('x', 'f', cron => '')": "is no cron expression",
+        "add_schedule('x', 'f', cron => '@daily')": "is no cron expression",
+        "add_schedule('x', 'f', cron => '* * * * * * *')": "is no cron expression",
+        "add_schedule('x', 'f', cron => '0 9 * * mon;fri')": "is no cron expression",
+        "add_schedule('x', 'f', cron => repeat('*', 250) || ' * * * *')": "is no cron expression",
+        "add_schedule('x', 'f', cron => '* * * * *', timezone => '')": "is no time zone",
+        "add_schedule('x', 'f', cron => '* * * * *', timezone => repeat('x', 200))": "is no time zone",
     }.items():
         with pytest.raises(PgQueueError, match=message), errors_translated():
             conn.execute(f"SELECT pgqueue.{refused}")
+    conn.execute(
+        "SELECT pgqueue.add_schedule('nulls', 'f', cron => ' 0 0  L * MON#1,5L', timezone => NULL, misfire => NULL,"
+        " grace => NULL, overlap => NULL, input => NULL, queue => NULL, priority => NULL)"
+    )
+    as_without = "SELECT timezone, misfire, grace, overlap, input FROM pgqueue.schedules WHERE name = 'nulls'"
+    assert conn.execute(as_without).fetchone() == ("UTC", "once", 60, True, "{}")
     run(conn, App().registration())
-    for name in ("mine", "f"):
+    for name in ("mine", "f", "nulls"):
         conn.execute("SELECT pgqueue.drop_schedule(%s)", (name,))
     assert declared(conn) == {}
 
@@ -697,9 +716,9 @@ def test_declared_schedules_belong_to_their_app(conn: Connection, clock: Clock) 
             conn.execute(f"SELECT pgqueue.{refused}")
 
 
-def test_one_that_cannot_tick_does_not_keep_the_others(conn: Connection, clock: Clock) -> None:
+def test_one_that_cannot_tick_does_not_keep_the_others(conn: Connection, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     begin(conn, every=60)
-    conn.execute("SELECT pgqueue.add_schedule('bad', 'f', cron => 'whenever')")
+    conn.execute("SELECT pgqueue.add_schedule('bad', 'f', cron => '0 61 * * *')")
     conn.execute("SELECT pgqueue.add_schedule('zone', 'f', cron => '* * * * *', timezone => 'Mars/Phobos')")
     conn.execute("SELECT pgqueue.add_schedule('gone', 'f', every => '1 minute')")
     conn.execute("UPDATE pgqueue.schedule SET queue = 'gone' WHERE name = 'gone'")
@@ -712,6 +731,11 @@ def test_one_that_cannot_tick_does_not_keep_the_others(conn: Connection, clock: 
     assert "no cron expression" in problems["bad"]
     assert "no time zone" in problems["zone"]
     assert "there is no queue" in problems["gone"]
+    said = [record.message for record in caplog.records if "cannot tick" in record.message]
+    assert [message.split()[1] for message in said] == ["bad", "zone", "gone"]  # once, however often they are tried
+    conn.execute("SELECT pgqueue.add_schedule('bad', 'f', cron => '0 62 * * *')")
+    tick_all(conn)
+    assert "cannot tick: '0 62 * * *' is no cron expression" in caplog.records[-1].message
     conn.execute("UPDATE pgqueue.schedule SET queue = NULL, grace = 3600 WHERE name = 'gone'")
     clock.forward(20 * SECOND)
     tick_all(conn)

@@ -89,6 +89,20 @@ def cell(value: Any) -> str:
     return harmless(str(value))
 
 
+def length(seconds: float) -> str:
+    """A length of time as people write it, and as the options of commands take it.
+
+    >>> length(2592000), length(5400), length(90), length(7.5), length(0)
+    ('30d', '1h30m', '90s', '7.5s', '0s')
+    """
+    text, rest = "", seconds
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if rest >= size and (seconds >= 120 or rest == size):
+            text += f"{int(rest // size)}{unit}"
+            rest %= size
+    return text + (f"{rest:.6f}".rstrip("0").rstrip(".") + "s" if rest or not text else "")
+
+
 def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool) -> None:
     """A table, or a JSON array of objects."""
     if as_json:

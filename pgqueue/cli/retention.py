@@ -9,7 +9,7 @@ import click
 
 from pgqueue import database, protocol
 from pgqueue.cli.options import DURATION, dsn_option, json_option
-from pgqueue.cli.output import show, show_json
+from pgqueue.cli.output import length, show, show_json
 from pgqueue.model import ENDED
 
 FOREVER, DEFAULT = "forever", "default"
@@ -61,7 +61,4 @@ def _finite(seconds: float) -> float | str:
 def _text(seconds: float | None) -> str | None:
     if seconds is None or math.isinf(seconds):
         return None if seconds is None else FOREVER
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds and seconds % length == 0:
-            return f"{seconds / length:g}{unit}"
-    return f"{seconds:g}s"
+    return length(seconds)

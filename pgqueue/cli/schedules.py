@@ -13,7 +13,7 @@ import psycopg
 
 from pgqueue import database, protocol
 from pgqueue.cli.options import ask, asker, confirm, dsn_option, json_option
-from pgqueue.cli.output import show, show_json
+from pgqueue.cli.output import length, show, show_json
 from pgqueue.config import Exit
 from pgqueue.errors import BadValue, UnknownSchedule
 from pgqueue.ids import new_job_id
@@ -41,7 +41,7 @@ def schedules(ctx: click.Context, as_json: bool, dsn: str | None) -> None:
 
 
 def _line(row: dict[str, Any]) -> tuple[Any, ...]:
-    times = row["cron"] if row["every"] is None else f"every {row['every']:g}s"
+    times = row["cron"] if row["every"] is None else f"every {length(row['every'])}"
     state = "not declared" if not row["declared"] else "paused" if row["paused"] else "on"
     return (
         row["name"], row["workflow"], times, row["timezone"], row["next_at"], row["last_at"], state, row["misfire"],

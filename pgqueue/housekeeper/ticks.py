@@ -16,6 +16,7 @@ from pgqueue.schedules import Due, Plan, plan
 
 log = logging.getLogger(__name__)
 AT_ONCE = 100  # schedules of one look
+LONGEST_PROBLEM = 1000
 
 
 def tick_due(conn: psycopg.Connection[Any]) -> tuple[int, float | None]:
@@ -63,6 +64,8 @@ def _tick(conn: psycopg.Connection[Any], due: Due, planned: Plan) -> int | None:
 
 
 def _postpone(conn: psycopg.Connection[Any], due: Due, problem: str) -> None:
-    """One schedule that cannot be must not keep the others from their ticks."""
-    log.warning("schedule %s cannot tick: %s", due.name, problem)
+    """One schedule that cannot be must not keep the others from their ticks. It is tried every ten seconds, and said once."""
+    problem = problem[:LONGEST_PROBLEM]
+    if run(conn, protocol.schedule_problem(due.name)) != problem:
+        log.warning("schedule %s cannot tick: %s", due.name, problem)
     run(conn, protocol.postpone_tick(due, problem))
