@@ -1049,8 +1049,13 @@ def test_race_of_a_tick_and_a_requeue_without_overlap(racing: Any) -> None:
 
 @pytest.fixture
 def pgqueue(dsn: str) -> Callable[..., str]:
-    def call(*arguments: str, code: int = 0) -> str:
-        result = CliRunner(env={"PGQUEUE_DSN": dsn, "TZ": "UTC"}).invoke(cli, arguments, standalone_mode=False)
+    def call(*arguments: str, code: int = 0, zone: str = "UTC") -> str:
+        """``zone``: where the command runs."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TZ", zone)
+            time.tzset()
+            result = CliRunner(env={"PGQUEUE_DSN": dsn}).invoke(cli, arguments, standalone_mode=False)
+        time.tzset()
         if result.exception is not None:
             raise result.exception
         assert (result.return_value or 0) == code
@@ -1065,8 +1070,8 @@ def test_commands(conn: Connection, clock: Clock, pgqueue: Callable[..., str]) -
     tick_all(conn)
     head, *lines = pgqueue("schedules").splitlines()
     assert " ".join(head.split()) == "name workflow times timezone next last state misfire overlap origin problem"
-    assert " ".join(lines[0].split()) == "f f 0 9 * * mon-fri Europe/London 2026-01-01 09:00:00 on once no app"
-    assert " ".join(lines[1].split()) == "mine f every 90s UTC 2026-01-01 00:01:30 on once yes operator"
+    assert " ".join(lines[0].split()) == "f f 0 9 * * mon-fri Europe/London 2026-01-01T09:00:00+00:00 on once no app"
+    assert " ".join(lines[1].split()) == "mine f every 90s UTC 2026-01-01T00:01:30+00:00 on once yes operator"
     assert "paused" in pgqueue("schedules", "pause", "f")
     assert pgqueue("schedules", "pause", "f") == "it was paused\n"
     [f, mine] = json.loads(pgqueue("schedules", "--json"))
@@ -1087,7 +1092,8 @@ def test_backfill_command(conn: Connection, clock: Clock, pgqueue: Callable[...,
     backfill = ("schedules", "backfill", "f")
     march = ("--from", "2026-03-28", "--to", "2026-03-31")  # local days: the 28th to the beginning of the 31st
     listed = pgqueue(*backfill, *march, "--dry-run").split("\n")[1:-1]
-    assert len(listed) == 3
+    assert listed == ["2026-03-28T00:30:00+00:00", "2026-03-29T00:30:00+00:00", "2026-03-30T00:30:00+01:00"]
+    assert pgqueue(*backfill, "--from", listed[0], "--to", listed[-1], "--dry-run", zone="Asia/Tokyo").split("\n")[1:-1] == listed
     assert pgqueue(*backfill, *march, "--yes") == "3 ticks, 3 of them new\n"
     assert pgqueue(*backfill, *march, "--yes") == "3 ticks, 0 of them new\n"
     assert pgqueue(*backfill, "--from", "2026-03-28", "--yes") == "6 ticks, 3 of them new\n"

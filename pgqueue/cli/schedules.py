@@ -43,10 +43,21 @@ def schedules(ctx: click.Context, as_json: bool, dsn: str | None) -> None:
 def _line(row: dict[str, Any]) -> tuple[Any, ...]:
     times = row["cron"] if row["every"] is None else f"every {length(row['every'])}"
     state = "not declared" if not row["declared"] else "paused" if row["paused"] else "on"
+    next_at, last_at = (_there(row[at], row["timezone"]) for at in ("next_at", "last_at"))
     return (
-        row["name"], row["workflow"], times, row["timezone"], row["next_at"], row["last_at"], state, row["misfire"],
+        row["name"], row["workflow"], times, row["timezone"], next_at, last_at, state, row["misfire"],
         "yes" if row["overlap"] else "no", row["origin"], row["problem"],
     )  # fmt: skip
+
+
+def _there(moment: datetime | None, timezone: str) -> str | None:
+    """A moment as the schedule sees it: in its time zone and with the offset, so that it can be given back to a command."""
+    if moment is None:
+        return None
+    try:
+        return moment.astimezone(zone_of(timezone)).isoformat()
+    except ValueError:  # a time zone that this machine does not know
+        return moment.astimezone(UTC).isoformat()
 
 
 @schedules.command()
@@ -89,14 +100,16 @@ def trigger(group_dsn: str | None, name: str, dsn: str | None) -> None:
 def backfill(
     group_dsn: str | None, name: str, begin: str, end: str | None, again: bool, dry_run: bool, yes: bool, dsn: str | None
 ) -> int:
-    """Enqueue a job for each tick of the past that got none. A TIME without an offset is of the schedule's time zone."""
+    """Enqueue a job for each tick of the past that got none. A TIME without an offset is of the schedule's time zone; a date is
+    its first moment."""
     with database.connect(database.dsn_from(dsn or group_dsn), "pgqueue:cli") as conn:
-        ticks = _ticks(conn, name, begin, end)
+        ticks, timezone = _ticks(conn, name, begin, end)
         if dry_run:
-            show(("due_at",), [(tick,) for tick in ticks], False)
+            show(("due_at",), [(_there(tick, timezone),) for tick in ticks], False)
             return Exit.OK
         if ticks:
-            confirm(f"backfill {len(ticks):,} ticks of {name}, from {ticks[0]} to {ticks[-1]}?", yes)
+            first, last = (_there(tick, timezone) for tick in (ticks[0], ticks[-1]))
+            confirm(f"backfill {len(ticks):,} ticks of {name}, from {first} to {last}?", yes)
         new = 0
         for at in range(0, len(ticks), MOST_TICKS):
             new += database.run(conn, protocol.backfill_schedule(name, ticks[at : at + MOST_TICKS], again))
@@ -108,7 +121,8 @@ def backfill(
     return Exit.OK
 
 
-def _ticks(conn: psycopg.Connection[Any], name: str, begin: str, end: str | None) -> list[datetime]:
+def _ticks(conn: psycopg.Connection[Any], name: str, begin: str, end: str | None) -> tuple[list[datetime], str]:
+    """The ticks from one moment to the other, and the time zone of the schedule."""
     rows = [dict(zip(protocol.SCHEDULE_COLUMNS, row, strict=True)) for row in database.run(conn, protocol.schedule_rows())]
     found = next((row for row in rows if row["name"] == name), None)
     if found is None:
@@ -127,7 +141,7 @@ def _ticks(conn: psycopg.Connection[Any], name: str, begin: str, end: str | None
     ticks = list(islice(between(times, first, last), MOST + 1))
     if len(ticks) > MOST:
         raise BadValue(f"these are more than {MOST:,} ticks: backfill them in smaller parts, with --to")
-    return ticks
+    return ticks, found["timezone"]
 
 
 def _moment(text: str, timezone: str) -> datetime:
