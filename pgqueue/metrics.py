@@ -96,6 +96,9 @@ OLDEST_READY = _database("queue_oldest_ready_seconds", "For how long the oldest 
 OLDEST_RUNNING = _database("queue_oldest_running_seconds", "For how long the oldest running job has been running.", "queue")
 QUEUE_LIMIT = _database("queue_limit", "The concurrency limit of a queue, where it has one.", "queue")
 QUEUE_USED = _database("queue_used", "How much of the concurrency limit is in use.", "queue")
+NEXT_START = _database(
+    "queue_next_start_seconds", "In how many seconds the next job may begin, by the rate of a queue, where it has one.", "queue"
+)
 QUEUE_PAUSED = _database("queue_paused", "1 where an operator has paused the queue.", "queue")
 UNCLAIMABLE = _database(
     "unclaimable_jobs", "Jobs put aside because no worker that looked at them has their workflow.", "workflow"

@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ import psycopg
 import pytest
 import yaml
 
-from pgqueue import protocol
+from pgqueue import App, protocol
 from pgqueue.cli.commands import cli
 from pgqueue.database import run
 from pgqueue.metrics import METRICS
 from pgqueue.supervisor.deaths import exit_reason
 from tests.apps import counted
-from tests.support import ROOT, Workers, kill, later, states, wait_for, worker_pids
+from tests.support import ROOT, Hand, Server, Workers, kill, later, states, wait_for, worker_pids
 from tests.test_deploy import DEPLOY, said, tool
-from tests.test_exposition import Samples, counted_db, samples, serve  # noqa: F401 -- a fixture
+from tests.test_exposition import Samples, counted_db, samples, serve, value  # noqa: F401 -- a fixture
 
 RULES = DEPLOY / "prometheus" / "alerts.yml"
 BOARD = DEPLOY / "grafana" / "pgqueue.json"
@@ -135,6 +136,26 @@ def test_what_the_runbooks_tell_to_do_can_be_done(page: Path, conn: psycopg.Conn
                 conn.execute(statement)
 
 
+def test_a_queue_that_its_rate_holds_says_so(conn: psycopg.Connection[Any], hand: Callable[[], Hand], app: App) -> None:
+    """Until its next start; what has no rate says nothing."""
+    app.step(name="noop")(lambda: None)
+    hand()
+    run(conn, protocol.limit_queue("default", {"rate": {"n": 1, "per": 3600, "burst": 1}}))
+
+    def told() -> list[float]:
+        return [number for name, _, number in run(conn, protocol.metrics()) if name == "pgqueue_queue_next_start_seconds"]
+
+    assert told() == [0]
+    app.enqueue_many([app.functions["noop"].call()] * 2)
+    assert hand().drain() == 1
+    [seconds] = told()
+    assert 3500 < seconds <= 3600
+    later(conn, "2 hours")
+    assert told() == [0]
+    run(conn, protocol.limit_queue("default", {"rate": None}))
+    assert told() == []
+
+
 # ------------------------------------------------------------------------------------------------- with promtool
 
 
@@ -159,7 +180,9 @@ CASES = [
     Case(
         "Latency", 6, {'pgqueue_queue_oldest_ready_seconds{queue="mail"}': "0 310+60x20"}, {"queue": "mail"},
         "Jobs of queue mail wait for 10m 10s",
-        {'pgqueue_queue_oldest_ready_seconds{queue="rest"}': "900+60x20", 'pgqueue_queue_paused{queue="rest"}': "1+0x20"},
+        {'pgqueue_queue_oldest_ready_seconds{queue="rest"}': "900+60x20", 'pgqueue_queue_paused{queue="rest"}': "1+0x20",
+         'pgqueue_queue_oldest_ready_seconds{queue="rate"}': "900+60x20",
+         'pgqueue_queue_next_start_seconds{queue="rate"}': "3600-60x20"},
     ),
     Case(
         "Stalled", 11,
@@ -172,7 +195,14 @@ CASES = [
          'pgqueue_unfinished_runs_total{queue="tries", workflow="w", how="retry"}': counter(20),
          'pgqueue_queue_jobs{queue="rest", state="ready"}': "7+0x20", 'pgqueue_queue_paused{queue="rest"}': "1+0x20",
          'pgqueue_queue_jobs{queue="full", state="ready"}': "7+0x20", 'pgqueue_queue_used{queue="full"}': "3+0x20",
-         'pgqueue_queue_limit{queue="full"}': "3+0x20"},
+         'pgqueue_queue_limit{queue="full"}': "3+0x20", 'pgqueue_queue_jobs{queue="rate", state="ready"}': "7+0x20",
+         'pgqueue_queue_next_start_seconds{queue="rate"}': "3600-60x20"},
+    ),
+    Case(
+        "Stalled", 13,
+        {'pgqueue_queue_jobs{queue="mail", state="ready"}': "7+0x20",
+         'pgqueue_queue_next_start_seconds{queue="mail"}': "60+60x7 0+0x20"},
+        {"queue": "mail"}, "7 jobs of queue mail are ready, and none has ended for 5 minutes",
     ),
     Case(
         "FailRatio", 12,
@@ -195,6 +225,19 @@ CASES = [
     Case(
         "NoWorkers", 6, {'pgqueue_workers{state="idle"}': "2 0+0x20", 'pgqueue_workers{state="booting"}': "9+0x20"}, {},
         "There are no workers",
+    ),
+    Case(
+        "DatabaseUnreachable", 12,
+        {'pgqueue_db_errors_total{op="claims", instance="a"}': "0+0x3 0 " + counter(20, 10),
+         'pgqueue_db_errors_total{op="heartbeat", instance="a"}': "0+0x3 0 " + counter(20, 8)},
+        {"instance": "a"}, "a cannot work with the database: 0.3 errors a second",
+        {'pgqueue_db_errors_total{op="metrics", instance="b"}': counter(20, 7),
+         'pgqueue_db_errors_total{op="claims", instance="c"}': "0 60+0x20"},
+    ),
+    Case(
+        "MetricsMissing", 11,
+        {'pgqueue_workers{state="idle", instance="a"}': "2+0x30", 'pgqueue_queue_jobs{queue="a", state="ready"}': "0 _x30"}, {},
+        "Nobody shows the metrics of the database: the alerts about queues see nothing",
     ),
     Case("NoWorkers", 16, {'pgqueue_workers{state="busy"}': "2+0x5 _x30"}, {}, "There are no workers"),
     Case(
@@ -235,7 +278,7 @@ def test_it_fires_when_it_should_and_not_before(case: Case, tmp_path: Path) -> N
     [rule] = [rule for rule in rules() if rule["alert"] == f"Pgqueue{case.alert}"]
     expected = {
         "exp_labels": {**rule["labels"], **case.labels},
-        "exp_annotations": {"summary": case.summary, "runbook": rule["annotations"]["runbook"]},
+        "exp_annotations": {**rule["annotations"], "summary": case.summary},
     }
     alone = {"rules": [rule]}
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "one", **alone}]}))
@@ -303,9 +346,44 @@ def test_what_a_real_supervisor_shows_makes_the_alerts_fire(
     work.signal(signal.SIGTERM)
     draining = wait_for(lambda: drained(samples(port)), what="a supervisor that drains")
     # Prometheus' tests begin in 1970: the moment at which a schedule is due is not for them.
-    wanted = {rule["alert"] for rule in rules()} - {"PgqueueScheduleMissed", "PgqueueNoWorkers"}
-    assert fired(promtool, before, after, tmp_path) == wanted
+    others = {"PgqueueScheduleMissed", "PgqueueNoWorkers", "PgqueueDatabaseUnreachable", "PgqueueMetricsMissing"}
+    assert fired(promtool, before, after, tmp_path) == {rule["alert"] for rule in rules()} - others
     assert "PgqueueNoWorkers" in fired(promtool, after, draining, tmp_path)
+
+
+@pytest.mark.deploy
+def test_a_queue_that_keeps_its_rate_alarms_nobody_and_a_database_that_refuses_does(
+    counted_db: psycopg.Connection[Any],  # noqa: F811
+    workers: Workers,
+    server: Server,
+    tmp_path: Path,
+) -> None:
+    promtool = tool("promtool", "apt install prometheus")
+    run(counted_db, protocol.limit_queue("default", {"rate": {"n": 1, "per": 86400, "burst": 1}}))
+    work, port = serve(workers)
+    counted.app.enqueue_many([counted.see.call("a")] * 3)
+    wait_for(lambda: states(counted_db) == {"succeeded": 1, "ready": 2}, what="one job a day")
+    later(counted_db, "2 hours")
+    before = wait_for(lambda: held(samples(port)), what="the rate to be seen")
+    assert fired(promtool, before, before, tmp_path) == set()
+    with psycopg.connect(server.dsn, autocommit=True) as other:  # as where a login was taken away, or a pooler refuses
+        other.execute(f"ALTER DATABASE {counted_db.info.dbname} ALLOW_CONNECTIONS false")  # type: ignore[arg-type]
+    counted_db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pgqueue:%'")
+    wait_for(lambda: errors(samples(port)) - errors(before) > 20, what="errors")
+    for pid in set(work.children()) - set(worker_pids(counted_db, work)):
+        kill(pid)  # the housekeeper, which would go on to show what it has seen for a minute
+    after = wait_for(lambda: (found := samples(port)) and errors(found) - errors(before) > 20 and found)
+    assert fired(promtool, before, after, tmp_path) == {"PgqueueDatabaseUnreachable", "PgqueueMetricsMissing"}
+
+
+def held(found: Samples) -> Samples | None:
+    """By its rate, and after a long wait."""
+    told = value(found, "pgqueue_queue_next_start_seconds", queue="default") > 3600
+    return found if told and value(found, "pgqueue_queue_oldest_ready_seconds", queue="default") > 3600 else None
+
+
+def errors(found: Samples) -> float:
+    return sum(number for (name, _), number in found.items() if name == "pgqueue_db_errors_total")
 
 
 def old_enough(found: Samples) -> Samples | None:
@@ -323,11 +401,12 @@ def fired(promtool: str, before: Samples, after: Samples, home: Path) -> set[str
     as they were in the end."""
     kinds = {sample: family.kind for family in METRICS for sample in family.samples}
     series = []
-    for (name, labels), value in after.items():
+    for (name, labels), number in after.items():
         if kinds.get(name) in ("counter", "gauge"):
-            grown = value - before.get((name, labels), 0) if kinds[name] == "counter" and name != "pgqueue_conflicts_total" else 0
+            grows = kinds[name] == "counter" and name != "pgqueue_conflicts_total"
+            grown = number - before.get((name, labels), 0) if grows else 0
             shown = ", ".join(f'{label}="{text}"' for label, text in (*labels, ("instance", "a")))
-            series.append({"series": f"{name}{{{shown}}}", "values": f"{value}+{grown}x100"})
+            series.append({"series": f"{name}{{{shown}}}", "values": f"{number}+{grown}x100"})
     alerts = {rule["alert"] for rule in rules()}
     questions = [
         {

@@ -28,7 +28,9 @@ BEGIN
      CROSS JOIN LATERAL (VALUES
             ('pgqueue_queue_oldest_running_seconds', greatest(0, coalesce(extract(epoch FROM moment - r.oldest), 0))::float8),
             ('pgqueue_queue_limit', q.concurrency::float8),
-            ('pgqueue_queue_used', CASE WHEN q.concurrency IS NOT NULL THEN coalesce(r.used, 0)::float8 END)) v(metric, value)
+            ('pgqueue_queue_used', CASE WHEN q.concurrency IS NOT NULL THEN coalesce(r.used, 0)::float8 END),
+            ('pgqueue_queue_next_start_seconds', CASE WHEN q.rate IS NOT NULL THEN extract(epoch FROM
+                pgqueue.next_start(q.name, '', q.rate, q.rate_seconds, q.rate_burst, 1, moment) - moment)::float8 END)) v(metric, value)
      WHERE v.value IS NOT NULL;
     RETURN QUERY
     SELECT 'pgqueue_unclaimable_jobs', ARRAY[CASE WHEN n.place <= 100 THEN n.key ELSE 'other' END], sum(n.amount)::float8
