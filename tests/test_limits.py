@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from pgqueue.errors import BadValue, UnknownQueue
 from pgqueue.ids import Process, new_job_id, new_token
 from pgqueue.model import ClaimedJob, Settlement
 from tests.support import Hand, states, violations, wait_for
+from tests.test_plans import buffers
 
 Make = Callable[..., Hand]
 
@@ -420,6 +422,40 @@ def test_a_rate_of_each_key(make: Make, conn: psycopg.Connection[Any]) -> None:
     assert violations(conn) == []
 
 
+def test_a_rate_that_is_changed_is_in_force_at_once(make: Make, conn: psycopg.Connection[Any]) -> None:
+    """What has begun counts by the new rate; nobody waits for a moment of the old one."""
+
+    def at(second: float) -> None:
+        set_clock(conn, f"'2026-01-01 00:00:00Z'::timestamptz + '{second} s'")
+
+    hand = make(rate=Rate(1, per="1h"))
+    enqueue(hand, *[(n,) for n in range(50)])
+    at(0)
+    assert len(claim(hand)) == 1
+    at(1)
+    assert claim(hand) == []
+    hand.app.limit("limited", rate=Rate(10, per="1s"))
+    assert len(claim(hand)) == 0  # that job began now, as it were
+    at(1.1)
+    assert len(claim(hand)) == 1
+    hand.app.limit("limited", rate=Rate(1, per="1h"))
+    at(3600)
+    assert claim(hand) == []
+    hand.app.limit("limited", rate=0)
+    hand.app.limit("limited", rate=Rate(1, per="1h"))
+    assert len(claim(hand)) == 1
+
+
+def test_a_rate_of_each_key_that_is_changed_is_in_force_at_once(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make(rate_per_key=Rate(1, per="1h"))
+    enqueue(hand, *[(n, "k") for n in range(20)])
+    assert numbers(claim(hand)) == [0]
+    assert claim(hand) == []
+    hand.app.limit("limited", rate_per_key=Rate(50, per="1s", burst=50))
+    wait_for(lambda: (wake(conn), claim(hand))[1], 10, "others of the key")
+    assert violations(conn) == []
+
+
 # ------------------------------------------------------------------------------------------------------ fairness
 
 
@@ -473,6 +509,56 @@ def test_very_many_tenants_all_have_their_turns(make: Make) -> None:
         done(hand, *held)
     assert set(Counter(seen).values()) == {2}
     assert len(set(seen[:450])) > 220
+
+
+@pytest.mark.parametrize("limits", [{"concurrency": 1}, {"rate": Rate(20, per="1s")}, {"concurrency": 1, "per_key": 1}])
+def test_only_who_begins_has_had_a_turn(make: Make, conn: psycopg.Connection[Any], limits: dict[str, Any]) -> None:
+    """However many jobs the worker has room for, and another limit lets begin; also where they were put aside meanwhile."""
+    hand = make(fair_by="who", **limits)
+    enqueue(hand, *[(n, "large", "large") for n in range(200)])
+    enqueue(hand, *[(n, "small", "small") for n in range(100)])
+    seen: list[str] = []
+    for second in range(20):
+        set_clock(conn, f"'2026-01-01 00:00:00Z'::timestamptz + '{second} s'")
+        held = claim(hand)
+        seen += [json.loads(job.input)["who"] for job in held]
+        done(hand, *held)
+        wake(conn)
+    assert len(seen) >= 20
+    assert 9 <= Counter(seen[:20])["small"] <= 11
+    assert violations(conn) == []
+
+
+def test_a_queue_that_becomes_fair_is_fair_to_those_who_wait_already(make: Make, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    """Also where a producer had not heard of it when he enqueued, and commits later; and what is scheduled."""
+    hand = make(concurrency=50)
+    enqueue(hand, *[(n, "", "large") for n in range(100)])
+    enqueue(hand, *[(n, "", "later") for n in range(5)], delay="1h")
+    with psycopg.connect(dsn) as producer:
+        hand.app.enqueue_many([hand.app.functions["job"].call(n, "", "late") for n in range(5)], conn=producer)
+        hand.app.limit("limited", fair_by="who")
+    enqueue(hand, *[(n, "", "small") for n in range(5)])
+    conn.execute("UPDATE pgqueue.scheduled SET run_at = pgqueue.clock() - interval '1 second'")
+    run(conn, protocol.promote(100))
+    seen: Counter[str] = Counter()
+    while held := claim(hand, 10):
+        if seen.total() < 20:
+            assert Counter(json.loads(job.input)["who"] for job in held)["large"] < 8
+        seen += Counter(json.loads(job.input)["who"] for job in held)
+        done(hand, *held)
+    assert seen == {"large": 100, "later": 5, "late": 5, "small": 5}
+    hand.app.limit("limited", fair_by="n")
+    assert violations(conn) == []
+
+
+def test_a_claim_reads_as_much_however_long_a_fair_queue_is(make: Make, conn: psycopg.Connection[Any]) -> None:
+    hand = make(fair_by="who")
+    read = []
+    for more in (1_000, 20_000):
+        enqueue(hand, *[(n, "", str(n % 3)) for n in range(more)])
+        conn.execute("VACUUM ANALYZE pgqueue.ready")
+        read.append(statistics.median(buffers(hand.conn, lambda: claim(hand, 1)) for _ in range(7)))
+    assert read[1] < 1.5 * read[0], read
 
 
 def test_weights_and_priorities(make: Make, conn: psycopg.Connection[Any]) -> None:
@@ -567,6 +653,23 @@ def test_what_an_operator_chooses_stays(make: Make, conn: psycopg.Connection[Any
             limit(wrong)
     with pytest.raises(psycopg.Error, match="no queue"):
         conn.execute("SELECT pgqueue.limit_queue('nowhere', '{}')")
+
+
+def test_another_app_takes_no_limits_away(make: Make, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    """Two Apps in a database: what the other one says nothing of stays."""
+
+    def limits() -> dict[str, Any]:
+        return {row[0]: row[3] for row in run(conn, protocol.limits()) if row[3]}
+
+    for name, queues in (("a", [Queue("default", concurrency=1), Queue("mail", per_key=1)]), ("b", [Queue("mail")]), ("c", [])):
+        app = App(dsn, queues=queues, name=name)
+        run(conn, app.registration())
+        app.close()
+        assert limits() == {"default": {"concurrency": 1}, "mail": {"per_key": 1}}
+    app = App(dsn, queues=[Queue("mail", per_key=1)], name="a")
+    run(conn, app.registration())
+    app.close()
+    assert limits() == {"mail": {"per_key": 1}}, "its own, it does"
 
 
 def test_a_limit_counts_what_runs_already(make: Make, conn: psycopg.Connection[Any]) -> None:

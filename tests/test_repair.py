@@ -75,7 +75,15 @@ def test_a_rerun_is_a_new_job_with_the_first_checkpoints_of_the_old_one(
     flow: Any, conn: psycopg.Connection[Any], hand: Any
 ) -> None:
     workflow, broken = flow
-    options = {"priority": 2, "meta": {"tenant": "ann"}, "key": "k", "timeout": "1h", "expires": "1h", "max_crashes": 7}
+    options = {
+        "priority": 2,
+        "meta": {"tenant": "ann"},
+        "key": "k",
+        "timeout": "1h",
+        "expires": "1h",
+        "max_crashes": 7,
+        "cost": 3,
+    }
     job = workflow.options(**options).enqueue(9)
     worker = hand()
     worker.drain()
@@ -84,7 +92,7 @@ def test_a_rerun_is_a_new_job_with_the_first_checkpoints_of_the_old_one(
     again = job.rerun(from_step=3)
     assert again != job
     assert job.status() == "failed", "it stays what it is"
-    query = "SELECT name, version, queue, priority, input, key, policy - 'deadline' FROM pgqueue.job WHERE id = '{}'"
+    query = "SELECT name, version, queue, priority, input, key, cost, policy - 'deadline' FROM pgqueue.job WHERE id = '{}'"
     old = conn.execute(query.format(job.id)).fetchone()
     new = conn.execute(query.format(again.id)).fetchone()
     assert old is not None

@@ -88,6 +88,18 @@ def test_a_queue_may_keep_longer_or_shorter(conn: Conn) -> None:
     assert left(conn, long) == 0
 
 
+def test_a_retention_that_changes_counts_from_the_oldest(conn: Conn) -> None:
+    """Wherever the walk was: it does not go on from there, and come to the others an hour later."""
+    old = [job for days in (12, 11, 10, 9) for job in ended(conn, "succeeded", days, 8)]
+    run(conn, protocol.retain("", "succeeded", math.inf))
+    conn.execute("UPDATE pgqueue.prune_walk SET look_at = 'infinity' WHERE what <> 'jobs'")
+    run(conn, protocol.prune_due(10))
+    run(conn, protocol.retain("", "succeeded", 60))
+    for _ in range(30):
+        run(conn, protocol.prune_due(10))
+    assert left(conn, old) == 0
+
+
 def test_children_of_living_parents_stay_until_the_walk_after(conn: Conn) -> None:
     parent = str(conn.execute("SELECT pgqueue.enqueue_workflow('p', queue => 'default')").fetchone()[0])  # type: ignore[index]
     children = ended(conn, "succeeded", 90, 20, parent=parent)

@@ -383,6 +383,26 @@ def test_in_a_limited_queue(app: App, hand: Hand, conn: psycopg.Connection[Any])
     assert conn.execute("SELECT key FROM pgqueue.running WHERE job_id = %s", (job.id,)).fetchone() == ("l",)
 
 
+def test_a_replaced_job_waits_for_its_own_key(app: App, hand: Hand, conn: psycopg.Connection[Any]) -> None:
+    plain = f(app, "plain").options(queue="limited", unique=Unique(by=["tenant"], on_conflict="replace"))
+    app.limit("limited", per_key=1)
+    f(app, "plain").options(queue="limited", key="k").enqueue(5)
+    [busy] = hand.claim()
+    first = plain.options(key="k").enqueue(1, "a")
+    assert hand.claim() == []
+    assert states(conn) == {"running": 1, "waiting": 1}
+    assert plain.options(key="l").enqueue(2, "a") == first
+    [job] = hand.claim()
+    assert (job.id, json.loads(job.input)["n"]) == (first.id, 2)
+    hand.settle(*[Settlement(ended, "succeeded", "2") for ended in (busy, job)])
+
+
+def test_arguments_count_in_any_order(app: App, hand: Hand) -> None:
+    plain = f(app, "plain")
+    first = plain.options(unique=["n", "tenant"]).enqueue(1, "a")
+    assert plain.options(unique=["tenant", "n"]).enqueue(1, "a") == first
+
+
 def test_schedules_and_what_follows_a_failure(dsn: str, conn: psycopg.Connection[Any]) -> None:
     app = App(dsn)
 

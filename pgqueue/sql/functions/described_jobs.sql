@@ -110,7 +110,7 @@ BEGIN
         job.parent_seq := item.parent_seq;
         job.ordinal := item.ordinal;
         job.cost := coalesce(item.cost, 1);
-        job.fair := CASE WHEN item.fair_by IS NOT NULL THEN left(coalesce(item.input ->> item.fair_by, ''), 512) END;
+        job.fair := pgqueue.for_whom(item.fair_by, job.input);
         job.created_at := stamp;
         RETURN NEXT job;
     END LOOP;

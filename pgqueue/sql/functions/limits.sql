@@ -21,9 +21,9 @@ BEGIN
                 THEN greatest(0, extract(epoch FROM pgqueue.next_start(q.name, '', q.rate, q.rate_seconds, q.rate_burst, 1, pgqueue.clock())
                                                     - pgqueue.clock())::float8) END,
            CASE WHEN q.rate IS NOT NULL
-                THEN least(q.rate_burst, floor(q.rate_burst - q.rate / q.rate_seconds * extract(epoch FROM coalesce(
+                THEN greatest(0, least(q.rate_burst, floor(q.rate_burst - q.rate / q.rate_seconds * extract(epoch FROM coalesce(
                          (SELECT r.next FROM pgqueue.rate_register r WHERE r.queue = q.name AND r.key = ''), pgqueue.clock())
-                         - pgqueue.clock())::float8 + 1e-6))::integer END
+                         - pgqueue.clock())::float8 + 1e-6)))::integer END
       FROM pgqueue.queue q ORDER BY q.name;
 END
 $$;

@@ -22,8 +22,11 @@ BEGIN
     ), gone AS (
         DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING w.*
     ), back AS (
-        INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
-        SELECT g.queue, g.lane, g.pos, g.job_id FROM gone g
+        INSERT INTO pgqueue.ready (queue, lane, pos, job_id, fair)
+        SELECT g.queue, g.lane, g.pos, g.job_id,
+               (SELECT pgqueue.for_whom(q.fair_by, j.input) FROM pgqueue.queue q JOIN pgqueue.job j ON j.id = g.job_id
+                 WHERE q.name = g.queue AND q.fair_by IS NOT NULL AND g.lane % 2 = 1)
+          FROM gone g
     )
     SELECT DISTINCT g.key FROM gone g;
 END

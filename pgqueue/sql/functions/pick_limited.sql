@@ -24,6 +24,9 @@ DECLARE
     jobs    uuid[];
     lanes   smallint[];
     places  bigint[];
+    who     text[] := '{}';                                  -- for whom those are that begin, in a fair queue
+    gots    double precision[] := '{}';
+    weights integer[] := '{}';
     more    boolean;                                         -- some were in front of others, and are not any more
     allowed boolean;
     job     record;
@@ -33,7 +36,7 @@ BEGIN
         IF room <= 0 THEN
             RETURN;
         END IF;
-        amount := least(amount, greatest(at_once, room / 4));
+        amount := least(amount, room, greatest(at_once, room / 4));
     END IF;
     IF q.rate IS NOT NULL THEN
         IF pgqueue.next_start(q.name, '', q.rate, q.rate_seconds, q.rate_burst, 1, stamp) > stamp + AHEAD THEN
@@ -45,13 +48,14 @@ BEGIN
         tids := '{}'; turns := '{}'; untils := '{}'; jobs := '{}'; lanes := '{}'; places := '{}'; more := false;
         FOR job IN
             WITH seen AS MATERIALIZED (
-                SELECT r.tid, r.lane, r.job_id, r.pos, r.n, NULL::text AS turn, NULL::bigint AS place, NULL::bigint AS free, 0::bigint AS moved
+                SELECT r.tid, r.lane, r.job_id, r.pos, r.n, NULL::text AS fair, NULL::float8 AS got, NULL::integer AS weight,
+                       NULL::text AS turn, NULL::bigint AS place, NULL::bigint AS free, 0::bigint AS moved
                   FROM pgqueue.pick_plain(q.name, look, hints, lane_order) r WHERE NOT by_key AND q.fair_by IS NULL
                  UNION ALL
-                SELECT r.tid, r.lane, r.job_id, r.pos, r.n, NULL, NULL, NULL, 0
-                  FROM pgqueue.pick_fair(q.name, look, lane_order) r WHERE NOT by_key AND q.fair_by IS NOT NULL
+                SELECT r.tid, r.lane, r.job_id, r.pos, r.n, r.fair, r.got, r.weight, NULL, NULL, NULL, 0
+                  FROM pgqueue.pick_fair(q, look, lane_order) r WHERE NOT by_key AND q.fair_by IS NOT NULL
                  UNION ALL
-                SELECT r.tid, r.lane, r.job_id, r.pos, r.n, r.turn, r.place, r.free, r.moved
+                SELECT r.tid, r.lane, r.job_id, r.pos, r.n, r.fair, r.got, r.weight, r.turn, r.place, r.free, r.moved
                   FROM pgqueue.pick_turns(q, look, hints, lane_order) r WHERE by_key
             )
             SELECT s.*, j.id, j.cost, j.key, u.key IS NOT NULL AND l.key IS NULL AS is_kept,
@@ -108,6 +112,9 @@ BEGIN
             tid := job.tid;
             found := found + 1;
             room := room - job.cost;
+            IF job.fair IS NOT NULL THEN
+                who := who || job.fair; gots := gots || job.got; weights := weights || job.weight;
+            END IF;
             RETURN NEXT;
         END LOOP;
         IF tids <> '{}' THEN
@@ -115,5 +122,8 @@ BEGIN
         END IF;
         EXIT WHEN found > 0 OR (tids = '{}' AND NOT more);
     END LOOP;
+    IF who <> '{}' THEN
+        PERFORM pgqueue.charge_turns(q.name, who, gots, weights);
+    END IF;
 END
 $$;

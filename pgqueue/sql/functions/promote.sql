@@ -15,8 +15,10 @@ BEGIN
         DELETE FROM pgqueue.scheduled s WHERE s.ctid = ANY (ARRAY(SELECT d.tid FROM due d)) RETURNING s.*
     ), now_ready AS (
         INSERT INTO pgqueue.ready (queue, lane, pos, job_id, fair)
-        SELECT g.queue, g.lane, nextval('pgqueue.position'), g.job_id, CASE g.lane % 2 WHEN 1 THEN j.fair END
-          FROM gone g LEFT JOIN pgqueue.job j ON j.id = g.job_id ORDER BY g.run_at
+        SELECT g.queue, g.lane, nextval('pgqueue.position'), g.job_id, CASE g.lane % 2 WHEN 1 THEN pgqueue.for_whom(q.fair_by, j.input) END
+          FROM gone g
+          LEFT JOIN pgqueue.queue q ON q.name = g.queue AND q.fair_by IS NOT NULL
+          LEFT JOIN pgqueue.job j ON j.id = CASE WHEN q.name IS NOT NULL THEN g.job_id END ORDER BY g.run_at
         RETURNING job_id
     )
     SELECT count(*) INTO moved FROM now_ready;

@@ -1,7 +1,7 @@
 -- Makes the queues and workflows of an App known to SQL producers. What operators have chosen for a queue stays in force over what the
--- App declares (see apply_limits). Called by "pgqueue migrate MODULE:APP" and by every starting worker. A worker with an older version
--- of a workflow changes nothing about it; migrate does ("exact": true). The schedules are all that this App has (null: it says nothing of
--- schedules).
+-- App declares (see apply_limits). An App that declares no limits of a queue says nothing of those that another App declares. Called by
+-- "pgqueue migrate MODULE:APP" and by every starting worker. A worker with an older version of a workflow changes nothing about it;
+-- migrate does ("exact": true). The schedules are all that this App has (null: it says nothing of schedules).
 CREATE OR REPLACE FUNCTION pgqueue.register_app(queues json, workflows json, app text DEFAULT NULL, schedules json DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -14,10 +14,13 @@ BEGIN
     ON CONFLICT DO NOTHING;
     FOR said IN SELECT q.name, coalesce(q.limits, '{}') AS limits FROM json_to_recordset(queues) AS q(name text, limits jsonb) ORDER BY q.name LOOP
         PERFORM pgqueue.check_limits(said.limits);
-        PERFORM FROM pgqueue.queue q WHERE q.name = said.name AND q.declared <> said.limits;
+        PERFORM FROM pgqueue.queue q
+          WHERE q.name = said.name
+            AND CASE said.limits WHEN '{}' THEN q.declared <> '{}' AND coalesce(q.declared_by = app, true)
+                                 ELSE (q.declared, q.declared_by) IS DISTINCT FROM (said.limits, app) END;
         IF FOUND THEN
             PERFORM pg_advisory_xact_lock(pgqueue.queue_lock(said.name));    -- before the row of the queue is written to
-            UPDATE pgqueue.queue q SET declared = said.limits WHERE q.name = said.name;
+            UPDATE pgqueue.queue q SET declared = said.limits, declared_by = app WHERE q.name = said.name;
             PERFORM pgqueue.apply_limits(said.name);
         END IF;
     END LOOP;

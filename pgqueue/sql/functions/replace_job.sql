@@ -29,6 +29,12 @@ BEGIN
         job.priority := old.priority;
         job.fair := old.fair;
         job.run_at := old.run_at;
+        IF job.key IS DISTINCT FROM old.key THEN             -- it need not wait for a turn of the old one
+            WITH gone AS (
+                DELETE FROM pgqueue.waiting w WHERE w.job_id = old.id AND w.kind = 'key' RETURNING w.*
+            )
+            INSERT INTO pgqueue.ready (queue, lane, pos, job_id, fair) SELECT g.queue, g.lane, g.pos, g.job_id, old.fair FROM gone g;
+        END IF;
     ELSIF job.run_at > pgqueue.clock() THEN
         INSERT INTO pgqueue.scheduled (job_id, run_at, queue, lane) VALUES (job.id, job.run_at, job.queue, 2 * job.priority + 1);
     ELSE

@@ -1,5 +1,5 @@
--- Run an ended job again as a NEW job, and return its id. It has the name, version, input, queue, priority, key and policy of the
--- old one (a time limit begins again, expires does not), and those of its checkpoints that are before from_step: 1 runs everything
+-- Run an ended job again as a NEW job, and return its id. It has the name, version, input, queue, priority, key, cost and policy of
+-- the old one (a time limit begins again, expires does not), and those of its checkpoints that are before from_step: 1 runs everything
 -- again. It has no parent. Of a gather() that began before from_step it has the children of the old job: they are not run again,
 -- and not pruned as long as it needs them; those that the end of the old job had cancelled are requeued. by: who asks. id: of the new job, which makes the call safe to repeat.
 CREATE OR REPLACE FUNCTION pgqueue.rerun(job uuid, from_step integer DEFAULT 1, by text DEFAULT NULL, id uuid DEFAULT NULL)
@@ -39,11 +39,11 @@ BEGIN
         PERFORM pgqueue.refuse('PQ011', format('job %s cannot run again: another job is the one of its kind, and has not ended', old.id),
                                'Wait for the end of that job, or cancel it.');
     END IF;
-    INSERT INTO pgqueue.job (id, name, queue, priority, input, key, unique_key, policy, version, created_at)
+    INSERT INTO pgqueue.job (id, name, queue, priority, input, key, unique_key, policy, version, cost, fair, created_at)
     VALUES (again, old.name, old.queue, old.priority, old.input, old.key, alone,
             (coalesce(old.policy, '{}') - '{deadline,expires_at}'::text[] - CASE WHEN alone IS NULL THEN 'unique' ELSE '' END) || jsonb_strip_nulls(jsonb_build_object('rerun_of', old.id,
                 'deadline', stamp + pgqueue.time_limit(old))),
-            old.version, stamp);
+            old.version, old.cost, old.fair, stamp);
     INSERT INTO pgqueue.checkpoint (job_id, seq, name, result, error, claim, xid, created_at)
     SELECT again, c.seq, c.name, c.result, c.error, c.claim, c.xid, c.created_at
       FROM pgqueue.checkpoint c WHERE c.job_id = old.id AND c.seq < rerun.from_step;

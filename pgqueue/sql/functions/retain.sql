@@ -22,6 +22,6 @@ BEGIN
         INSERT INTO pgqueue.retention (queue, what, seconds) VALUES (retain.queue, retain.what, retain.seconds)
         ON CONFLICT ON CONSTRAINT retention_pkey DO UPDATE SET seconds = excluded.seconds;
     END IF;
-    UPDATE pgqueue.prune_walk w SET look_at = '-infinity';    -- look soon
+    UPDATE pgqueue.prune_walk w SET look_at = '-infinity', reached = '-infinity';    -- soon, and from the oldest
 END
 $$;

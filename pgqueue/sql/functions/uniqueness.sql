@@ -42,6 +42,9 @@ BEGIN
         PERFORM pgqueue.refuse('PQ004', format('a job of %s is to be unique by %L, which its input does not have', origin, unknown),
                                'Only arguments that are given can be compared.');
     END IF;
+    IF how ? 'by' THEN                                       -- in whatever order they are named
+        how := how || jsonb_build_object('by', (SELECT coalesce(jsonb_agg(DISTINCT b ORDER BY b), '[]') FROM jsonb_array_elements_text(how -> 'by') b));
+    END IF;
     key := pgqueue.derived_id(origin, 'unique ' || jsonb_build_array(until, how -> 'by', how -> 'key',
         CASE WHEN how ? 'by' THEN (SELECT jsonb_object_agg(b, arguments -> b) FROM jsonb_array_elements_text(how -> 'by') b)
              WHEN NOT how ? 'key' THEN arguments END)::text);

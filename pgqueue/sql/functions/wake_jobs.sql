@@ -24,8 +24,11 @@ BEGIN
     ), gone AS (
         DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT o.tid FROM over o)) RETURNING w.*
     ), back AS (
-        INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
-        SELECT g.queue, CASE g.kind WHEN 'key' THEN g.lane ELSE g.lane - g.lane % 2 END, coalesce(g.pos, nextval('pgqueue.position')), g.job_id FROM gone g
+        INSERT INTO pgqueue.ready (queue, lane, pos, job_id, fair)
+        SELECT g.queue, CASE g.kind WHEN 'key' THEN g.lane ELSE g.lane - g.lane % 2 END, coalesce(g.pos, nextval('pgqueue.position')), g.job_id,
+               (SELECT pgqueue.for_whom(q.fair_by, j.input) FROM pgqueue.queue q JOIN pgqueue.job j ON j.id = g.job_id
+                 WHERE q.name = g.queue AND q.fair_by IS NOT NULL AND g.lane % 2 = 1 AND g.kind = 'key')
+          FROM gone g
         RETURNING job_id
     )
     SELECT count(*) INTO moved FROM back;
