@@ -63,6 +63,8 @@ def test_limits_are_shown_and_changed(app: App, dsn: str, conn: psycopg.Connecti
     for option, wrong in (("--rate", "fast"), ("--rate", "0/1m"), ("--concurrency", "-1"), ("--per-key", "many")):
         pgqueue(dsn, "limit", "mail", option, wrong, code=64)
     pgqueue(dsn, "limit", "mail", code=64)
+    assert pgqueue(dsn, "limit", "mail", "--fair-by", "who", "--weight", "a=2").endswith("fair-by who, weights a=2\n")
+    assert "fair-by" not in pgqueue(dsn, "limit", "mail", "--fair-by", "default", "--weight", "a=default")
     assert "there is no queue 'nowhere'" in pgqueue(dsn, "limit", "nowhere", "--concurrency", "1", code=1)
     assert "there is no queue 'nowhere'" in pgqueue(dsn, "pause", "nowhere", code=1)
 

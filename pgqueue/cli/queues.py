@@ -120,21 +120,21 @@ class _Rate(click.ParamType):  # type: ignore[type-arg]
 @click.option("--rate", type=_Rate(), help="Jobs that begin in a time: 100/1m; 100/1m:20 allows bursts of 20.")
 @click.option("--rate-per-key", type=_Rate(), help="The same for each key.")
 @click.option("--aging", type=_Time(), help="How much older a job is that counts as much as one of the priority before it.")
+@click.option("--fair-by", help="The argument whose value says for whom a job is: all get as much.")
 @click.option("--weight", type=_Weight(), multiple=True, help="Shares of one of those whom fair_by tells apart; can be repeated.")
 @dsn_option
-def limit(
-    queue: str, dsn: str | None, weight: Any, concurrency: Any, per_key: Any, rate: Any, rate_per_key: Any, aging: Any
-) -> None:
+def limit(queue: str, dsn: str | None, weight: Any, **given: Any) -> None:
     """Change the limits of a queue, for the whole cluster and at once. "off": no such limit; "default": what the App declares."""
-    given = {"concurrency": concurrency, "per_key": per_key, "rate": rate, "rate_per_key": rate_per_key, "aging": aging}
     chosen = {name: _value(value) for name, value in given.items() if value is not None}
     if weight:
         chosen["weights"] = dict(weight)
     if not chosen:
-        raise click.UsageError("say which: --concurrency, --per-key, --rate, --rate-per-key, --aging or --weight")
+        raise click.UsageError("say which: --concurrency, --per-key, --rate, --rate-per-key, --aging, --fair-by or --weight")
     with errors_translated():
         in_force = ask(dsn, protocol.limit_queue(queue, chosen))
     click.echo(f"{queue}: {_text(in_force)}")
+    if weight and "fair_by" not in in_force:
+        click.echo("the weights count when the queue is fair: --fair-by ARGUMENT", err=True)
 
 
 def _value(value: Any) -> Any:
