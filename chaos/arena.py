@@ -60,7 +60,8 @@ class Specimen:
 
     name: str
     status: str
-    says: str
+    says: tuple[str, ...] = ()  # all of this is in its error
+    dies: str = ""  # so its worker dies each time, until the job fails because of that
 
 
 @dataclass

@@ -12,6 +12,7 @@ from chaos import history
 from chaos.arena import Arena
 from chaos.oracles import (
     atomicity,
+    charges,
     claim_history,
     concurrency,
     conservation,
@@ -24,12 +25,14 @@ from chaos.oracles import (
     rates,
     ticks,
 )
-from chaos.workloads import bank, town
+from chaos.workloads import bank, town, unruly, zoo
 
 FROM_THE_LOG = ("atomicity", "concurrency", "rates", "key order")
 #: Each job's place in the order of the enqueues: the argument of `serve`.
 _PLACES = "SELECT id::text, (input::json ->> 'n')::int FROM pgqueue.job_values WHERE name = 'chaos.workloads.town.serve'"
 AT_ONCE = 4  # jobs that a worker can be running: one def, and three on the event loop
+#: Jobs that kill the process that they run in.
+KILLERS = (unruly.changes.name, *(getattr(zoo, name).name for name, (_, _, dies) in zoo.EXPECTED.items() if dies))
 #: Jobs that nobody enqueues from outside, or that producers with a journal of their own do.
 FROM_INSIDE = (bank.strike.name, bank.order.name, bank.tell.name)
 
@@ -112,6 +115,11 @@ def _ticks(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     return Verdict(ticks.check(conn, ticks.Span(*arena.ticking)), "ticks", seen=count)
 
 
+def _charges(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
+    [(count,)] = conn.execute("SELECT count(*) FROM pgqueue.attempt WHERE kind = 'crash'").fetchall()
+    return Verdict(charges.check(conn, arena.killed, KILLERS, AT_ONCE), "crashes", seen=count)
+
+
 def _simple(check: Callable[[psycopg.Connection[Any]], list[str]]) -> Callable[[Arena, psycopg.Connection[Any]], Verdict]:
     return lambda _, conn: Verdict(check(conn))
 
@@ -142,6 +150,7 @@ JUDGES: dict[str, Callable[[Arena, psycopg.Connection[Any]], Verdict]] = {
     "expectations": lambda arena, conn: Verdict(
         expectations.check(conn, arena.specimens, arena.cancelled), "bad jobs", seen=len(arena.specimens)
     ),
+    "charges": _charges,
     "prefix": _prefix,
     "liveness": _nothing,
     "drain": _nothing,

@@ -359,16 +359,44 @@ def test_atomicity_sees_two_holders() -> None:
 def test_expectations_can_fail(done: Connection) -> None:
     assert expectations.check(done, {}) == []
     [(good,)] = done.execute("SELECT job_id::text FROM pgqueue.outcome LIMIT 1").fetchall()
-    bad = Specimen("a bad job", "failed", "")
+    bad = Specimen("a bad job", "failed")
     assert "expected was failed" in expectations.check(done, {good: bad})[0]
     assert "is not there" in expectations.check(done, {ID.format(1): bad})[0]
     done.execute("UPDATE pgqueue.outcome SET status = 'failed', error = '{\"type\": \"Oops\"}' WHERE job_id = %s", (good,))
     assert expectations.check(done, {good: bad}) == []
-    assert "expected was failed Pity" in expectations.check(done, {good: Specimen("a bad job", "failed", "Pity")})[0]
+    assert (
+        "expected was failed Oops ... Pity"
+        in expectations.check(done, {good: Specimen("a bad job", "failed", ("Oops", "Pity"))})[0]
+    )
     assert "did nothing wrong" in expectations.check(done, {})[0]
     done.execute("UPDATE pgqueue.outcome SET status = 'cancelled' WHERE job_id = %s", (good,))
     assert "did nothing wrong" in expectations.check(done, {})[0]
     assert expectations.check(done, {}, {good}) == []
+
+
+def test_expectations_of_a_job_that_kills_its_worker(done: Connection) -> None:
+    """It may do so three times, and its error says how often it did, and how."""
+    [(job,)] = done.execute("SELECT job_id::text FROM pgqueue.outcome LIMIT 1").fetchall()
+    done.execute("UPDATE pgqueue.workflow SET max_crashes = 3")
+    bad = {job: Specimen("a bad job", "failed", dies="killed by SIGSEGV")}
+
+    def wrong(crashes: int, error: str, how: str = "killed by SIGSEGV") -> list[str]:
+        with done.transaction(force_rollback=True):
+            done.execute(
+                "INSERT INTO pgqueue.attempt (job_id, kind, checkpoints, worker, error, ended_at) SELECT %s, 'crash', 0,"
+                " gen_random_uuid(), json_build_object('message', %s::text), clock_timestamp() FROM generate_series(1, %s) n",
+                (job, how, crashes),
+            )
+            died = "json_build_object('type', 'WorkerDied', 'message', %s::text)"
+            done.execute(f"UPDATE pgqueue.outcome SET status = 'failed', error = {died} WHERE job_id = %s", (error, job))
+            return expectations.check(done, bad)
+
+    says = "the worker process died {} times while it ran this job, the last time: killed by SIGSEGV"
+    assert wrong(3, says.format(3)) == []
+    assert "given up after 1 crashes, 3 may be" in wrong(1, says.format(1))[0]
+    assert "its error is 'WorkerDied: ?'" in wrong(3, "?")[0]
+    assert "its error is" in wrong(3, says.format(2))[0]
+    assert "'killed by SIGSEGV' is nowhere" in wrong(3, says.format(3), "exit code 1")[1]
 
 
 def test_expectations_count_crashes(done: Connection) -> None:

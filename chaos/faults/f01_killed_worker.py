@@ -9,7 +9,7 @@ from chaos.arena import Arena
 BROKEN = "SIGKILL to a worker process while it works."
 EXPECTED = """Steps that were committed are never run again. The transaction at the frontier has its effect once. The jobs that it
 held run again elsewhere in under a second."""
-SEEN_BY = ("effects", "atomicity", "ledger", "plain steps", "claim history", "liveness")
+SEEN_BY = ("effects", "atomicity", "ledger", "plain steps", "claim history", "charges", "liveness")
 LANE = "kills"
 
 

@@ -9,7 +9,7 @@ from chaos.arena import Arena
 
 BROKEN = "SIGKILL to a worker, and again, up to three times within half a second, to those that take its jobs."
 EXPECTED = "As for one kill. A job is charged with each crash once."
-SEEN_BY = ("effects", "atomicity", "claim history", "expectations", "liveness")
+SEEN_BY = ("effects", "atomicity", "claim history", "expectations", "charges", "liveness")
 LANE = "kills"
 
 

@@ -13,7 +13,7 @@ from chaos.wire import MODES
 BROKEN = """A connection of the host that works through the proxy is broken at a random message: dropped before it arrives,
 closed or reset behind it, silent for a second, or late."""
 EXPECTED = "As the position dictates: run again if the commit had not arrived, replayed if it had. Never charged to the job."
-SEEN_BY = ("effects", "atomicity", "ledger", "plain steps", "expectations")
+SEEN_BY = ("effects", "atomicity", "ledger", "plain steps", "expectations", "charges")
 LANE = "wire"
 NEEDS = (OWN_SERVER,)  # the proxy knows the way to its socket
 

@@ -12,7 +12,7 @@ from chaos.server import OwnServer
 BROKEN = """pg_terminate_backend of all sessions of one kind: steps, claims, heartbeat, the housekeeper's duties, producers. On a
 server of the suite also SIGKILL to one server process: PostgreSQL then ends them all, and recovers from its log."""
 EXPECTED = "They connect again, after a while. No step fails because of it, and no crash is charged to a job."
-SEEN_BY = ("effects", "atomicity", "claim history", "expectations", "liveness")
+SEEN_BY = ("effects", "atomicity", "claim history", "expectations", "charges", "liveness")
 LANE = "server"
 
 

@@ -25,7 +25,7 @@ BROKEN = """All connections that the server has are taken, and half of pgqueue's
 moved to a disk of 16 MB, which is filled, and freed after a while. Or the PgBouncer (in transaction mode) that one host works
 through is stopped or killed, and started again."""
 EXPECTED = "Infrastructure, not failures: everybody backs off and comes again, and no attempt is used up."
-SEEN_BY = ("expectations", "effects", "atomicity", "liveness")
+SEEN_BY = ("expectations", "charges", "effects", "atomicity", "liveness")
 LANE = "server"
 NEEDS = (OWN_SERVER,)
 

@@ -11,7 +11,7 @@ BROKEN = """Jobs that end in a segmentation fault, leave their process, kill it,
 fork again and again, start children that stay, write megabytes of output, or ignore SIGTERM."""
 EXPECTED = """Those that kill their process fail after three crashes, and say how; the others fail or succeed as any job. The
 queue moves on, and no neighbour is charged."""
-SEEN_BY = ("expectations", "liveness")
+SEEN_BY = ("expectations", "charges", "liveness")
 LANE = "clients"
 
 

@@ -12,7 +12,7 @@ from chaos.arena import Arena
 BROKEN = """SIGTERM to a supervisor; to it twice; to all its processes; to one that has only just started; a drain that is killed.
 Another host is started in its place."""
 EXPECTED = "Nothing is lost, no attempt is used up, and the supervisor ends with 0 (75 where it gave jobs back)."
-SEEN_BY = ("effects", "atomicity", "claim history", "expectations", "liveness")
+SEEN_BY = ("effects", "atomicity", "claim history", "expectations", "charges", "liveness")
 LANE = "drains"
 
 

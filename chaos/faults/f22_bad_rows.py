@@ -17,12 +17,14 @@ EXPECTED = "That job fails, and says why. Those that were claimed with it are no
 SEEN_BY = ("expectations", "liveness")
 LANE = "clients"
 
+SAYS = "BadValue: the input of chaos.workloads.town.outside does not fit its type"
+#: And what is said of each.
 INPUTS = {
-    "nothing": "{}",
-    "an unknown argument": '{"n": 1, "m": 2}',
-    "a wrong type": '{"n": "one"}',
-    "very deep": '{"n": ' + "[" * 5000 + "]" * 5000 + "}",
-    "5,000 digits": '{"n": ' + "9" * 5000 + "}",
+    "nothing": ("{}", "required field `n`"),
+    "an unknown argument": ('{"n": 1, "m": 2}', "unknown field `m`"),
+    "a wrong type": ('{"n": "one"}', "Expected `int`, got `str`"),
+    "very deep": ('{"n": ' + "[" * 5000 + "]" * 5000 + "}", "Expected `int`, got `array`"),
+    "5,000 digits": ('{"n": ' + "9" * 5000 + "}", "out of range"),
 }
 _ENQUEUE = "SELECT pgqueue.enqueue_workflow('chaos.workloads.town.outside', %s::json, id => %s)::text"
 
@@ -30,11 +32,12 @@ _ENQUEUE = "SELECT pgqueue.enqueue_workflow('chaos.workloads.town.outside', %s::
 def inject(arena: Arena, chance: random.Random) -> str | None:
     """One bad row."""
     name = chance.choice(list(INPUTS))
+    input, why = INPUTS[name]
     key = str(arena.injected["F22"])  # the id is derived from this: once more is the same job
-    job = wait_for(lambda: _enqueued(arena, INPUTS[name], key), "a bad row to be written")
+    job = wait_for(lambda: _enqueued(arena, input, key), "a bad row to be written")
     arena.attempted.add(job)
     arena.enqueued.add(job)
-    arena.specimens[job] = Specimen(f"input: {name}", "failed", "")
+    arena.specimens[job] = Specimen(f"input: {name}", "failed", (SAYS, why))
     return f"a job with {name}"
 
 

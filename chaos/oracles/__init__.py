@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 
 from chaos.oracles import (
+    charges,
     claim_history,
     concurrency,
     conservation,
@@ -27,6 +28,7 @@ from chaos.oracles import (
 
 __all__ = [
     "all_wrong",
+    "charges",
     "claim_history",
     "concurrency",
     "conservation",

@@ -1,7 +1,8 @@
 """The history of each job's claims, written by triggers that exist in tests only.
 
 Fails where a job had two holders at once, a checkpoint or outcome was written by a run that did not hold the claim, a claim ended
-that was not held, a job ended twice, or something happened to it after it had ended.
+that was not held, a job ended twice, or something happened to it after it had ended. Who worked, and was fenced why, is written
+down too, for charges.py.
 """
 
 from __future__ import annotations
@@ -28,6 +29,18 @@ CREATE TRIGGER change AFTER UPDATE ON pgqueue.running FOR EACH ROW EXECUTE FUNCT
 CREATE TRIGGER history AFTER INSERT ON pgqueue.checkpoint FOR EACH ROW EXECUTE FUNCTION note_claim_history('2 stored a step');
 CREATE TRIGGER history AFTER INSERT ON pgqueue.outcome FOR EACH ROW EXECUTE FUNCTION note_claim_history('3 ended the job');
 CREATE TRIGGER ending AFTER DELETE ON pgqueue.running FOR EACH ROW EXECUTE FUNCTION note_claim_history('4 ended');
+CREATE TABLE worker_history (
+    id uuid NOT NULL, event text NOT NULL, pid int NOT NULL, reason text, started uuid[],
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE FUNCTION note_worker_history() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO worker_history (id, event, pid, reason, started) VALUES (NEW.id, TG_ARGV[0], NEW.pid, NEW.reason, NEW.started);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER registering AFTER INSERT ON pgqueue.worker FOR EACH ROW EXECUTE FUNCTION note_worker_history('registered');
+CREATE TRIGGER fencing AFTER UPDATE OF fenced_at ON pgqueue.worker FOR EACH ROW
+WHEN (OLD.fenced_at IS NULL AND NEW.fenced_at IS NOT NULL) EXECUTE FUNCTION note_worker_history('fenced');
 CREATE TRIGGER reopening AFTER DELETE ON pgqueue.outcome FOR EACH ROW EXECUTE FUNCTION note_claim_history('5 reopened');
 """
 

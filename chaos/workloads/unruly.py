@@ -16,19 +16,21 @@ from pgqueue import Retry, current
 
 ONCE = Retry(1)
 
-#: Status, and what the error has to say.
-EXPECTED = {
-    "commits": ("failed", ""),
-    "rolls_back": ("failed", ""),
-    "commits_in_sql": ("failed", ""),
-    "swallows": ("failed", ""),
-    "sets_autocommit": ("failed", ""),
-    "closes": ("failed", ""),
-    "forks": ("succeeded", ""),
-    "shares_with_a_thread": ("succeeded", ""),
-    "opens_a_second": ("succeeded", ""),
-    "fails_at_commit": ("failed", "UniqueViolation"),
-    "changes": ("failed", "NonDeterministic"),
+MISUSED = "TransactionMisused: "
+
+#: Status, and what the error has to say: all of it.
+EXPECTED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "commits": ("failed", (MISUSED, "tx.commit()")),
+    "rolls_back": ("failed", (MISUSED, "tx.rollback()")),
+    "commits_in_sql": ("failed", (MISUSED, "COMMIT")),
+    "swallows": ("failed", ("PgQueueError: ", "swallows went on after a database error")),
+    "sets_autocommit": ("failed", (MISUSED, "tx.autocommit")),
+    "closes": ("failed", (MISUSED, "tx.close()")),
+    "forks": ("succeeded", ()),
+    "shares_with_a_thread": ("succeeded", ()),
+    "opens_a_second": ("succeeded", ()),
+    "fails_at_commit": ("failed", ("UniqueViolation: ", '"once"')),
+    "changes": ("failed", ("NonDeterministic: ", f"Stored: 1 {note.name}", f"Called: 1 {outside.name}")),
 }
 
 TABLES = "CREATE TABLE strict (n int CONSTRAINT once UNIQUE DEFERRABLE INITIALLY DEFERRED)"

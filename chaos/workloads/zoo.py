@@ -15,18 +15,18 @@ from pgqueue import Retry
 
 ONCE = Retry(1)
 
-#: Status, and what its error has to say; "" where it must just be so.
-EXPECTED = {
-    "segfault": ("failed", ""),
-    "leave": ("failed", ""),
-    "shoot_itself": ("failed", ""),
-    "eat_memory": ("failed", "MemoryError"),
-    "recurse": ("failed", "RecursionError"),
-    "loop_in_c": ("failed", "StepTimeout"),
-    "multiply": ("failed", "StepTimeout"),
-    "breed": ("succeeded", ""),
-    "flood": ("succeeded", ""),
-    "ignore_term": ("succeeded", ""),
+#: Status, and what its error has to say: all of it. Of those that kill their worker, how that dies.
+EXPECTED: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "segfault": ("failed", (), "killed by SIGSEGV"),
+    "leave": ("failed", (), "exit code 3"),
+    "shoot_itself": ("failed", (), "killed by SIGKILL"),
+    "eat_memory": ("failed", ("MemoryError: ",), ""),
+    "recurse": ("failed", ("RecursionError: ", "recursion depth"), ""),
+    "loop_in_c": ("failed", ("StepTimeout: ", "loop_in_c took longer than 1 s"), ""),
+    "multiply": ("failed", ("StepTimeout: ", "multiply took longer than 1 s"), ""),
+    "breed": ("succeeded", (), ""),
+    "flood": ("succeeded", (), ""),
+    "ignore_term": ("succeeded", (), ""),
 }
 
 
