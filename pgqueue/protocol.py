@@ -173,6 +173,16 @@ def backfill_schedule(name: str, ticks: Sequence[datetime], again: bool = False)
     return Call("SELECT pgqueue.backfill_schedule(%s, %s::timestamptz[], %s)", (name, list(ticks), again), _first)
 
 
+def disputed_schedules(app: str, names: Sequence[str]) -> Call[Rows]:
+    """Rows of (name, App): which of these schedules of an App another one declares too; App null: an operator has made them."""
+    return Call(
+        "SELECT name, CASE origin WHEN 'app' THEN app END FROM pgqueue.schedules"
+        " WHERE name = ANY (%s) AND (origin = 'operator' OR declared AND app <> %s) ORDER BY name",
+        (list(names), app),
+        _rows,
+    )
+
+
 SCHEDULE_COLUMNS = (
     "name", "workflow", "cron", "every", "timezone", "next_at", "last_at", "paused", "misfire", "overlap", "origin", "declared",
     "grace", "queue", "priority", "app", "paused_by", "problem",

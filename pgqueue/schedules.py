@@ -189,6 +189,19 @@ class Declared:
         return vars(self)
 
 
+def dispute(name: str, other: str | None) -> tuple[str, str]:
+    """What is wrong where a schedule of an App is that of another App too, or (None) of an operator; and what to do."""
+    if other is None:
+        return (
+            f"schedule {name} is one that an operator has made: what this App declares under that name is ignored",
+            f"give that of the App another name, or drop the operator's: select pgqueue.drop_schedule('{name}')",
+        )
+    return (
+        f"schedule {name} is declared by the App {other} too: whichever is registered last has it, and the other one has none",
+        "give one of them another name; where that App is this one under its former name, all is well",
+    )
+
+
 @dataclass(frozen=True)
 class Due:
     """A schedule that is due, as the database knows it."""

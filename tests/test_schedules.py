@@ -36,6 +36,7 @@ from pgqueue.housekeeper.ticks import tick_due
 from pgqueue.schedules import MOST_TICKS, Every, Times, between, following, latest, plan, times_of
 from tests.apps import striking, year
 from tests.support import ROOT, Hand, Server, Work, Workers, database_of, kill, violations, wait_for
+from tests.test_cli import pgqueue as command
 
 Connection = psycopg.Connection[Any]
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -1110,6 +1111,30 @@ def test_backfill_command(conn: Connection, clock: Clock, pgqueue: Callable[...,
     conn.execute("SELECT pgqueue.add_schedule('often', 'f', every => '1 s')")
     with pytest.raises(BadValue, match="more than 100,000 ticks"):
         pgqueue("schedules", "backfill", "often", "--from", "2026-01-01")
+
+
+def test_whose_a_schedule_is_where_two_want_it(conn: Connection, dsn: str) -> None:
+    """Whoever is registered last has it, but an operator's stays his. Who deploys or starts the one that loses, and who asks the
+    doctor, is told."""
+    name, target = "tests.apps.striking.strike", "tests.apps.striking:app"
+    other = App(name="other")
+    other.schedule(every=5, name=name)(step(other))
+    run(conn, other.registration())
+    said = command("migrate", target, dsn=dsn)
+    assert said.returncode == 0
+    assert f"warning: schedule {name} is declared by the App other too" in said.stderr
+    assert command("migrate", target, dsn=dsn).stderr == ""
+    run(conn, other.registration())
+    assert f"error: schedule {name} is declared by the App other too" in command("doctor", target, dsn=dsn).stdout
+    run(conn, App(name="other").registration())
+    assert f"warning: schedule {name}, which this App declares, is not registered" in command("doctor", target, dsn=dsn).stdout
+    conn.execute("SELECT pgqueue.drop_schedule(%s)", (name,))
+    conn.execute("SELECT pgqueue.add_schedule(%s, 'f', every => '1 hour')", (name,))
+    ignored = f"schedule {name} is one that an operator has made: what this App declares under that name is ignored"
+    assert f"warning: {ignored}; give that of the App another name" in command("migrate", target, dsn=dsn).stderr
+    assert f"{ignored}; give that of the App another name" in command("work", "--check", target, dsn=dsn).stderr
+    assert f"error: {ignored}" in command("doctor", target, dsn=dsn).stdout
+    assert conn.execute("SELECT workflow, every FROM pgqueue.schedules").fetchall() == [("f", 3600)]
 
 
 # ------------------------------------------------------------------------------------------------------- real processes

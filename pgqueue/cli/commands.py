@@ -27,6 +27,7 @@ from pgqueue.context import process
 from pgqueue.errors import SchemaMissing
 from pgqueue.loading import load_app
 from pgqueue.logs import hide, log_to_stderr
+from pgqueue.schedules import dispute
 from pgqueue.settings import work_settings
 
 
@@ -90,6 +91,8 @@ def migrate_command(target: str | None, check: bool, sql: bool, roles: bool, dsn
         applied = migrate.migrate(conn, roles)
         click.echo(f"applied migrations: {', '.join(map(str, applied))}" if applied else "the schema was up to date")
         if app:
+            for name, other in database.run(conn, protocol.disputed_schedules(app.name, list(app.schedules))):
+                click.echo(f"warning: {'; '.join(dispute(name, other))}", err=True)
             database.run(conn, app.registration(exact=True))
             click.echo(f"registered {len(app.queues)} queues and {len(app.functions)} workflows, steps and transactions")
 

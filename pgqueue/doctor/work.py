@@ -9,7 +9,9 @@ from pgqueue import protocol
 from pgqueue.doctor import protocol as questions
 from pgqueue.doctor.finding import Case, Finding, error, note, warning
 from pgqueue.functions import Workflow
+from pgqueue.schedules import dispute
 
+DECLARED = protocol.SCHEDULE_COLUMNS.index("declared")
 LONG_WAIT = 300.0  # seconds
 LONG_RUN = 3600.0
 FORGOTTEN = 300.0
@@ -81,7 +83,17 @@ def hanging(case: Case) -> Iterator[Finding]:
 
 
 def schedules(case: Case) -> Iterator[Finding]:
-    """Ticks that cannot be enqueued, or that nobody enqueues."""
+    """Ticks that cannot be enqueued, or that nobody enqueues; and schedules of the App that rest, or are not its own."""
+    if case.app is not None:
+        for name, other in case.ask(protocol.disputed_schedules(case.app.name, list(case.app.schedules))):
+            yield error("schedules", *dispute(name, other))
+        on = {row[0] for row in case.ask(protocol.schedule_rows()) if row[DECLARED]}
+        for name in sorted(case.app.schedules.keys() - on):
+            yield warning(
+                "schedules",
+                f"schedule {name}, which this App declares, is not registered (or another App had it, and has dropped it)",
+                "register it: pgqueue migrate MODULE:APP",
+            )
     for name, problem, late in case.ask(questions.schedules()):
         if problem:
             yield error("schedules", f"schedule {name} cannot be kept: {problem}", "mend what it says; then it goes on by itself")

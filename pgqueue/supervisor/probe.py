@@ -18,6 +18,7 @@ from pgqueue.context import process
 from pgqueue.errors import Configuration, DatabaseUnreachable, NotConfigured, NotPermitted, SchemaMissing
 from pgqueue.loading import load_app
 from pgqueue.logs import hide
+from pgqueue.schedules import dispute
 from pgqueue.settings import work_settings
 from pgqueue.worker.preload import check_forkable
 from pgqueue.worker.process import served_queues
@@ -51,6 +52,8 @@ def probe(settings: WorkSettings, answer: int) -> int:
         hide(dsn, settings.listen_dsn)
         with database.connect(dsn, "pgqueue:probe") as conn, database.errors_translated():
             database.check_schema(conn)
+            for name, other in database.run(conn, protocol.disputed_schedules(app.name, list(app.schedules))):
+                log.warning("%s; %s", *dispute(name, other))
             database.run(conn, app.registration())
             found = database.run(conn, protocol.this_database())
     except (Configuration, NotConfigured, NotPermitted, SchemaMissing) as error:
