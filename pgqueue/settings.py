@@ -22,7 +22,13 @@ from pgqueue.errors import Configuration
 FILES = ("pgqueue.toml", "pyproject.toml")
 PREFIX = "PGQUEUE_"
 #: Variables that are no settings of ``pgqueue work``.
-OTHER_VARIABLES = ("PGQUEUE_PG_BIN", "PGQUEUE_FAILPOINTS", "PGQUEUE_FAILPOINTS_ONCE", "PGQUEUE_FAILPOINTS_DIR")
+OTHER_VARIABLES = (
+    "PGQUEUE_PG_BIN",
+    "PGQUEUE_FAILPOINTS",
+    "PGQUEUE_FAILPOINTS_ONCE",
+    "PGQUEUE_FAILPOINTS_DIR",
+    "PGQUEUE_STANDING",
+)
 #: Tests and programs around pgqueue may pass their own variables on.
 OTHER_PREFIXES = ("PGQUEUE_TEST_", "PGQUEUE_DEMO_")
 #: Kubernetes gives these to every pod beside a Service whose name begins with "pgqueue".

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.apps import bank
 from tests.conftest import fresh_database
 from tests.shop import Shop
 from tests.support import Server, Workers, kill, nothing_is_lost, states, wait_for, worker_pids
+from tests.test_exposition import free_port, samples, value
 from tests.test_processes import alive, attempts, housekeeper_pid, ready, started
 
 pytestmark = pytest.mark.usefixtures("bank_db")
@@ -121,13 +123,15 @@ def test_children_obey_nobody_but_their_supervisor(
 
 
 def test_pause_resume_more_and_fewer(bank_db: psycopg.Connection[Any], workers: Workers) -> None:
-    work = workers.start("tests.apps.bank:app", "-w", "1")
+    port = free_port()
+    work = workers.start("tests.apps.bank:app", "-w", "1", "--metrics", str(port))
     [first] = ready(bank_db, work, 1)
     work.signal(signal.SIGTSTP)
     wait_for(lambda: "paused" in work.log())
     job = bank.noop.enqueue()
     work.signal(signal.SIGTTIN)
     wait_for(lambda: len(worker_pids(bank_db, work)) == 2, what=f"another worker, paused too\n{work.log()}")
+    wait_for(lambda: value(samples(port), "pgqueue_workers", state="paused") == 2, what="that to be seen")
     assert job.status() == "ready"
     work.signal(signal.SIGUSR2)
     job.result(timeout=30)
@@ -139,6 +143,43 @@ def test_pause_resume_more_and_fewer(bank_db: psycopg.Connection[Any], workers: 
     work.signal(signal.SIGTERM)
     assert work.wait() == 0, work.log()
     nothing_is_lost(bank_db, 2)
+
+
+@pytest.mark.parametrize("how", [(), ("--preload",)], ids=["in place", "executed again"])
+def test_what_signals_have_asked_for_holds_through_a_reload(
+    shop: Shop, bank_db: psycopg.Connection[Any], how: tuple[str, ...]
+) -> None:
+    """A pause, and one worker more; until the setting itself is another one."""
+    said = "\napp.settings['workers'] = {}\n"
+    shop.write("first", said.format(1))
+    work = shop.start(*how)
+    [first] = ready(bank_db, work, 1)
+    work.signal(signal.SIGTSTP)
+    work.signal(signal.SIGTTIN)
+    old = ready(bank_db, work, 2)
+    assert first in old
+    job = shop.enqueue()
+
+    def reload(answer: str, workers: int, wanted: int, replaced: list[int]) -> list[int]:
+        shop.write(answer, said.format(workers))
+        work.signal(signal.SIGHUP)
+        wait_for(
+            lambda: len(worker_pids(bank_db, work)) == wanted and not set(worker_pids(bank_db, work)) & set(replaced),
+            what=f"{wanted} new workers\n{work.log()}",
+        )
+        return worker_pids(bank_db, work)
+
+    new = reload("second one", 1, 2, old)
+    work.signal(signal.SIGUSR1)
+    wait_for(lambda: re.search("status: 2 workers, .*, paused", work.log()), what=f"the pause\n{work.log()}")
+    assert shop.result(job) is None
+    work.signal(signal.SIGUSR2)
+    assert wait_for(lambda: shop.result(job)) == '"second one"'
+    if not how:
+        reload("the third one", 3, 3, new)
+    work.signal(signal.SIGTERM)
+    assert work.wait() == 0, work.log()
+    nothing_is_lost(bank_db, 1)
 
 
 def test_usr1_logs_status_and_all_stacks(bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path) -> None:

@@ -77,9 +77,10 @@ class Exposition:
         return self._last
 
     def _workers(self) -> Values:
-        states = dict.fromkeys(("booting", "idle", "busy", "draining"), 0.0)
+        states = dict.fromkeys(("booting", "idle", "busy", "paused", "draining"), 0.0)
         for slot in self._slots.used():
-            states["draining" if slot.order == Order.DRAIN else slot.phase.name.lower()] += 1
+            paused = slot.order == Order.PAUSE and slot.phase == Phase.IDLE  # as long as it runs something, it is busy
+            states["draining" if slot.order == Order.DRAIN else "paused" if paused else slot.phase.name.lower()] += 1
         return {WORKERS: {(state,): [amount] for state, amount in states.items()}, INFO: {(__version__,): [1.0]}}
 
 

@@ -34,7 +34,7 @@ from pgqueue.housekeeper.ticks import tick_due
 from pgqueue.listening import Listener
 from pgqueue.logs import count_dropped, hide
 from pgqueue.metrics import DB_ERRORS, RECOVERY
-from pgqueue.slots import Phase, Slot, Slots
+from pgqueue.slots import Order, Phase, Slot, Slots
 from pgqueue.supervisor.child import Death
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,8 @@ class Housekeeper:
         return [slot.worker for slot in self._slots.used() if slot.registered and slot.worker]
 
     def _idle(self) -> list[Slot]:
-        return [slot for slot in self._slots.used() if slot.phase == Phase.IDLE]
+        """Those that want to be woken. Whose host is paused is woken by its supervisor."""
+        return [slot for slot in self._slots.used() if slot.phase == Phase.IDLE and slot.order != Order.PAUSE]
 
     def _wake_idle(self) -> None:
         self._lively_until = time.monotonic() + 2

@@ -72,7 +72,8 @@ class Report:
 
     def _line_of(self, child: Child) -> str:
         slot = child.slot
-        state = slot.phase.name.lower() + (", leaves" if slot.order == Order.DRAIN else "")
+        orders = {Order.WORK: "", Order.PAUSE: ", paused", Order.DRAIN: ", leaves"}
+        state = slot.phase.name.lower() + orders[slot.order]
         return (
             f"worker {child.worker} pid {child.pid}: {state}, {slot.done} jobs run, {len(slot.held() - {0})} held, "
             f"last moved {min(slot.ticks.age, time.monotonic() - child.born):.1f} s ago"

@@ -33,6 +33,7 @@ from pgqueue.supervisor.reload import Reload
 from pgqueue.supervisor.report import Report
 from pgqueue.supervisor.signals import STOP, Signals, hold_back
 from pgqueue.supervisor.sources import Sources
+from pgqueue.supervisor.standing import Standing
 from pgqueue.supervisor.stopping import FAREWELL, Stopping
 from pgqueue.supervisor.watch import LAST_WORDS, log_stacks, look_after
 from pgqueue.supervisor.workers import Workers, slots_for
@@ -50,6 +51,7 @@ class Supervisor:
     def __init__(self, settings: WorkSettings) -> None:
         self.settings = settings
         self._home = Home()
+        self._standing = Standing.taken()
         self._signals = Signals()
         self._manager = ServiceManager()
         self._orphans = Orphans()
@@ -115,7 +117,7 @@ class Supervisor:
             self._signals.listen()  # whatever that has imported
         if self.settings.reload:
             self._sources = Sources(facts.directories)
-        count = self.settings.workers or capacity.processors()
+        count = self._standing.count(self.settings.workers) or capacity.processors()
         self._slots = Slots(slots_for(count))
         allow_descriptors(3 * len(self._slots) + OTHER_DESCRIPTORS, f"{count} workers")
         self._life, self._life_held = os.pipe()
@@ -127,6 +129,8 @@ class Supervisor:
         self._report = Report(self._workers, self._housekeeping, self._manager)
         self._workers.resize(count)
         log.info("%s: %d workers for %s", self.settings.target, count, ", ".join(facts.queues))
+        if self._standing.paused:
+            self._pause(True)
         capacity.warn_of_memory(count, self.settings.max_memory)
 
     def _private(self) -> list[int]:
@@ -152,19 +156,26 @@ class Supervisor:
                 self._stopping.now()
             elif number == signal.SIGUSR1:
                 self._report.log_all(self._doing)
+            elif number in (signal.SIGTSTP, signal.SIGUSR2) and (self._stopping.restarting or not self._stopping.under_way):
+                self._pause(number == signal.SIGTSTP)
             elif self._stopping.under_way:
                 log.info("%s is ignored while draining", signal.Signals(number).name)
             elif number == signal.SIGHUP:
                 self._begin_reload()
-            elif number in (signal.SIGTSTP, signal.SIGUSR2):
-                self._pause(number == signal.SIGTSTP)
             elif number in (signal.SIGTTIN, signal.SIGTTOU):
-                self._workers.resize(len(self._workers.places) + (1 if number == signal.SIGTTIN else -1))
-                log.info("%d workers from now on", len(self._workers.places))
+                self._resize(1 if number == signal.SIGTTIN else -1)
 
     def _pause(self, pause: bool) -> None:
         log.info("paused: no jobs are claimed until SIGUSR2 comes" if pause else "claiming jobs")
-        self._workers.give(Order.PAUSE if pause else Order.WORK)
+        self._standing.paused = pause
+        if not self._stopping.under_way:
+            self._workers.give(Order.PAUSE if pause else Order.WORK)
+
+    def _resize(self, more: int) -> None:
+        self._workers.resize(len(self._workers.places) + more)
+        count = len(self._workers.places)
+        self._standing.ask_for(count, self.settings.workers)
+        log.info("%d workers from now on", count)
 
     def _start_due(self) -> None:
         self._housekeeping.start_due(self.settings, self._facts)
@@ -216,7 +227,7 @@ class Supervisor:
         hide(facts.dsn, facts.settings.listen_dsn)
         self._boot_failures = 0
         self._workers.settings = facts.settings
-        self._workers.resize(facts.settings.workers or capacity.processors())
+        self._workers.resize(self._standing.count(facts.settings.workers) or capacity.processors())
         if self._sources is not None:
             self._sources = Sources(facts.directories)
         if keeps_house_by != (facts.dsn, facts.queues, facts.settings.lease):
@@ -303,7 +314,7 @@ class Supervisor:
         if self._stopping.restarting:
             hold_back()
             if not any(number in STOP for number in self._signals.take()):
-                self._home.execute_again(self._manager.variables)
+                self._home.execute_again(self._manager.variables | self._standing.variables())
         log.info("stopped")
         return self._stopping.code
 

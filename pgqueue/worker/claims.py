@@ -159,6 +159,8 @@ class Claims(threading.Thread):
                 continue
             if draining and self._all_done():
                 return
+            if self._slot.order == Order.PAUSE and self._all_done():
+                self._slot.phase = Phase.IDLE
             self._wait(self._patience(retry_at, poll_at))
 
     @property
