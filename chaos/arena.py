@@ -116,7 +116,6 @@ class Arena:
         self.enqueued: set[str] = set()  # acknowledged
         self.attempted: set[str] = set()
         self.interrupted = 0  # steps that a fault can have interrupted
-        self.pauses = 0  # workers that a fault has paused longer than their lease
         self.lossy = 0  # times that acknowledged commits were lost
         self.lost_commits: list[int] = []
         self.steps_of_the_clock = 0
@@ -243,15 +242,14 @@ class Arena:
         with self._lock:
             self.counts[what] += times
 
-    def interrupt(self, workers: int, paused: bool = False) -> None:
+    def interrupt(self, workers: int) -> None:
         """So many workers were broken in the middle of what they did."""
         with self._lock:
             self.interrupted += workers
-            self.pauses += workers * paused
 
-    def interrupt_all(self, paused: bool = False) -> None:
+    def interrupt_all(self) -> None:
         """All workers were."""
-        self.interrupt(len(self.hosts) * self.setup.workers, paused)
+        self.interrupt(len(self.hosts) * self.setup.workers)
 
     # -------------------------------------------------------------------------------------------------- jobs
 

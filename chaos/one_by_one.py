@@ -132,7 +132,7 @@ class OneByOne:
         job = arena.add(town.dwell.call(0))
         [(pid,)] = wait_for(lambda: arena.chaos.query(_IN_TRANSACTION, job), f"{job} to be in its transaction", PATIENCE)
         host = next(host for host in arena.hosts if host.pid == session(pid))
-        arena.interrupt(arena.setup.workers, paused=True)
+        arena.interrupt(arena.setup.workers)
         host.pause()
         arena.count("pauses")
         loss = Loss(FROZEN, time.time(), [job])

@@ -14,6 +14,7 @@ import psycopg
 
 from chaos.arena import Arena
 from chaos.one_by_one import FROZEN, HOST, SERVER, WORKER
+from chaos.oracles import plain_steps
 from chaos.server import Server
 from chaos.verdicts import Verdict
 from pgqueue._version import __version__
@@ -61,6 +62,8 @@ COUNTED = (
     "lossy failovers",
     "restores",
     "failovers without loss",
+    plain_steps.AGAIN,
+    plain_steps.LATE,
 )
 RECOVERIES = {
     WORKER: "one worker killed",

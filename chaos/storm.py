@@ -144,8 +144,9 @@ class Storm:
             left = host.processes()
             if code not in (Exit.OK, Exit.UNREACHABLE) or left:  # begun while the server was away, it would be started again
                 arena.findings.append(f"drain: a calm host ended with {code}, and left the processes {left}")
+        found = verdicts(arena)
         result = measured(arena, self._round.name, self._seed)
-        result.verdicts = verdicts(arena)
+        result.verdicts = found
         if arena.bounds:
             wrong = [*result.verdicts.get("recovery", Verdict([])).wrong, *late(arena.bounds, result.recoveries)]
             seen = sum(len(result.recoveries.get(kind, ())) for kind in arena.bounds)

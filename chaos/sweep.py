@@ -198,8 +198,7 @@ class Sweep:
 
     def _check(self) -> None:
         case = self._case
-        pauses = WORKERS if case.action in ("stop", LEASE) else int(case.action == HANG)
-        _none(all_wrong(self._chaos.conn, self._directory, case.workers_hit, pauses, AT_ONCE))
+        _none(all_wrong(self._chaos.conn, self._directory, case.workers_hit, AT_ONCE))
         succeeded = {row[0] for row in self._chaos.query("SELECT id::text FROM pgqueue.jobs WHERE state = 'succeeded'")}
         assert not set(self._jobs) - succeeded, "a job was lost"
         [(children,)] = self._chaos.query("SELECT count(*) FROM pgqueue.jobs WHERE name LIKE '%%.tell'")

@@ -94,9 +94,10 @@ def _plain_steps(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     if arena.lossy:
         return Verdict([], "not judged: checkpoints of steps were lost in failovers, so steps may run again", judged=False)
     fenced = int(conn.execute("SELECT count(DISTINCT worker) FROM pgqueue.attempts WHERE kind = 'lost'").fetchone()[0])  # type: ignore[index]
-    faults, pauses = arena.interrupted + fenced, arena.pauses + fenced
-    wrong = plain_steps.check(conn, arena.outside, faults, pauses, AT_ONCE, servers_clock=True)
-    return Verdict(wrong, "interrupted workers at most", seen=faults)
+    found = plain_steps.judge(conn, arena.outside, arena.interrupted + fenced, AT_ONCE)
+    arena.count(plain_steps.AGAIN, found.again)
+    arena.count(plain_steps.LATE, found.late)
+    return Verdict(found.wrong, "runs", seen=found.runs)
 
 
 def _conservation(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:

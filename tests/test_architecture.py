@@ -116,6 +116,11 @@ def test_one_function_per_file() -> None:
         assert text.startswith("-- "), f"{path} does not say what it does"
 
 
+def test_each_migration_has_a_number_of_its_own() -> None:
+    numbers = [path.name[:4] for path in (PACKAGE / "sql" / "tables").glob("*.sql")]
+    assert sorted(numbers) == [f"{n:04}" for n in range(1, len(numbers) + 1)]
+
+
 def test_only_the_clock_reads_the_time() -> None:
     clocks = ("now()", "clock_timestamp()", "statement_timestamp()", "current_timestamp", "transaction_timestamp")
     for path in (PACKAGE / "sql").rglob("*.sql"):

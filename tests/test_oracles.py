@@ -159,17 +159,46 @@ def test_ticks_that_never_come_are_missed(ticked: Connection) -> None:
 def test_plain_steps_can_fail(done: Connection, outside: Path) -> None:
     lines = outside.read_text().splitlines()
     effect = next(line for line in lines if line.startswith("effect"))
-    before = effect.rpartition(" ")[0] + " 1.0"
-    after = effect.rpartition(" ")[0] + " 9999999999.0"
+    what, key, _, claim = effect.split()
 
-    outside.write_text("\n".join([*lines, before]))
-    assert plain_steps.check(done, outside, faults=1) == []
-    assert "more than once" in plain_steps.check(done, outside, faults=0)[0]
-    outside.write_text("\n".join([*lines, after]))
-    assert plain_steps.check(done, outside, faults=1, pauses=1) == []
-    assert "had a checkpoint" in plain_steps.check(done, outside, faults=1)[0]
-    outside.write_text("\n".join(line for line in lines if line != effect))
-    assert "never ran" in plain_steps.check(done, outside, faults=0)[0]
+    def wrong(*more: str, faults: int = 0) -> list[str]:
+        outside.write_text("\n".join([*lines, *more]))
+        return plain_steps.check(done, outside, faults)
+
+    def runs(moment: float, claim: str = claim) -> str:
+        return f"{what} {key} {moment} {claim}"
+
+    assert wrong() == []
+    assert wrong(runs(1.0), faults=1) == []
+    assert "more than once" in wrong(runs(1.0))[0]
+    assert "this very claim" in wrong(runs(9999999999.0), faults=9)[0]
+    assert "which nobody had" in wrong(runs(1.0, "77"), faults=9)[0]
+    lines = [line for line in lines if line != effect]
+    assert "never ran" in wrong()[0]
+
+
+def test_who_may_run_a_plain_step_that_is_stored(done: Connection, outside: Path) -> None:
+    """Who had the job before, and is late: once."""
+    what, key, *_ = next(line for line in outside.read_text().splitlines() if line.startswith("effect")).split()
+    claims = (
+        "INSERT INTO claim_history (xid, job_id, event, claim, at)"
+        " VALUES (pg_current_xact_id(), %s, '1 claimed', %s, to_timestamp(%s))"
+    )
+
+    def judge(claim: int, began: float, *ran: float) -> plain_steps.Found:
+        with done.transaction(force_rollback=True):
+            done.execute(claims, (key.partition(":")[0], claim, began))
+            before = outside.read_text()
+            outside.write_text(before + "".join(f"{what} {key} {moment} {claim}\n" for moment in ran))
+            found = plain_steps.judge(done, outside, faults=1)
+            outside.write_text(before)
+            return found
+
+    earlier, later, late = 1.0, 9999999998.0, 9999999999.0
+    assert (judge(77, earlier, late).wrong, judge(77, earlier, late).late) == ([], 1)
+    assert "2 times for claim 77" in judge(77, earlier, late, late).wrong[0]
+    assert "had a checkpoint when claim 77 began" in judge(77, later, late).wrong[0]
+    assert (judge(77, earlier, 2.0).again, judge(77, earlier, 2.0).late) == (1, 0)
 
 
 FALSE_JOURNALS: dict[str, Callable[[], Journal]] = {

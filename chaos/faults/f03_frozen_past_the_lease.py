@@ -22,7 +22,7 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     host = chance.choice(hosts)
     mine = [worker for worker in arena.workers(0) if worker.pid in host.processes()]
     loss = arena.held(*mine)
-    arena.interrupt(arena.setup.workers, paused=True)
+    arena.interrupt(arena.setup.workers)
     host.pause()
     arena.count("pauses")
     arena.losses.append(loss._replace(kind="host"))

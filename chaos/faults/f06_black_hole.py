@@ -23,7 +23,7 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     if proxy is None:
         return None
     way = chance.choice(("to server", "to client", ""))
-    arena.interrupt(arena.setup.workers, paused=True)
+    arena.interrupt(arena.setup.workers)
     seconds = arena.setup.lease * chance.uniform(1.0, 2.0)
     proxy.block(lambda _, direction: direction.startswith(way))
     time.sleep(seconds)

@@ -27,7 +27,7 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     how = chance.choice(("supervisor", "housekeeper", "host", "stop supervisor", "stop housekeeper"))
     workers = [worker for worker in arena.workers(0) if worker.pid in host.processes()]
     keeper = _housekeeper(host, {worker.pid for worker in workers})
-    arena.interrupt(len(workers), paused="housekeeper" in how)
+    arena.interrupt(len(workers))
     if how == "host":
         loss = arena.held(*workers)
         arena.sigkill(*host.processes())

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-def all_wrong(conn: psycopg.Connection[Any], directory: Path, faults: int, pauses: int = 0, at_once: int = 1) -> list[str]:
+def all_wrong(conn: psycopg.Connection[Any], directory: Path, faults: int, at_once: int = 1) -> list[str]:
     """What any oracle says, when all jobs have ended. The numbers are those of plain_steps."""
     return [
         *invariant.check(conn),
@@ -50,6 +50,6 @@ def all_wrong(conn: psycopg.Connection[Any], directory: Path, faults: int, pause
         *effects.check(conn),
         *ticks.check(conn),
         *claim_history.check(conn),
-        *plain_steps.check(conn, directory / "outside.txt", faults, pauses, at_once),
+        *plain_steps.check(conn, directory / "outside.txt", faults, at_once),
         *conservation.check(conn, conservation.Journal.read(directory / "journal.txt")),
     ]

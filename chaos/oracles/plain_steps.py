@@ -1,62 +1,115 @@
 """A plain step runs at least once, one step wide.
 
-Fails where a step has a checkpoint and never ran, where more than the one step at the frontier ran again after a fault, and where
-one ran again although it had a checkpoint already. Only a process that was paused past its lease may do the last: it stood in
-front of the effect and knows nothing of the run that overtook it.
+Fails where a step has a checkpoint and never ran; where it ran again in a run of the job that has that checkpoint, because it
+stored it itself or began behind it; where it ran for somebody who never had the job; where one that had lost the job ran it
+late more than once; and where more steps ran again at the frontier than faults can have interrupted.
+
+So a step that is stored may run only in one case, once for each run of the job: its worker was paused, or cut off, until others
+had taken the job and stored the step. It stood in front of the effect and knows nothing of them.
+
+Needs the history of claims (claim_history.py): its times are the server's own, because tests replace pgqueue.clock().
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
-#: When each was stored. Where a history of claims is kept, as the server's own clock had it: tests replace pgqueue.clock().
-_STORED_BY_THE_SERVERS_CLOCK = """
-SELECT k.job_id || ':' || k.seq, extract(epoch FROM h.at)::float8
+#: What the report counts.
+AGAIN, LATE = "plain steps: interrupted, and run again", "plain steps: run too late"
+
+#: When each was stored, and by which claim.
+_STORED = """
+SELECT k.job_id || ':' || k.seq, extract(epoch FROM h.at)::float8, h.claim
   FROM pgqueue.checkpoint k JOIN pgqueue.workflow w ON w.name = k.name
-  JOIN (SELECT job_id, xid, max(at) AS at FROM claim_history WHERE event = '2 stored a step' GROUP BY 1, 2) h
+  JOIN (SELECT job_id, xid, claim, max(at) AS at FROM claim_history WHERE event = '2 stored a step' GROUP BY 1, 2, 3) h
     ON h.job_id = k.job_id AND h.xid = k.xid
  WHERE w.kind = 'step' AND k.error IS NULL
 UNION ALL
-SELECT o.job_id || ':0', extract(epoch FROM h.at)::float8
+SELECT o.job_id || ':0', extract(epoch FROM h.at)::float8, h.claim
   FROM pgqueue.outcome o JOIN pgqueue.job j ON j.id = o.job_id JOIN pgqueue.workflow w ON w.name = j.name
-  JOIN (SELECT job_id, max(at) AS at FROM claim_history WHERE event = '3 ended the job' GROUP BY 1) h ON h.job_id = o.job_id
+  JOIN (SELECT DISTINCT ON (job_id) job_id, claim, at FROM claim_history WHERE event = '3 ended the job'
+         ORDER BY job_id, at DESC) h ON h.job_id = o.job_id
  WHERE w.kind = 'step' AND o.status = 'succeeded'
 """
-_STORED = """
-SELECT k.job_id || ':' || k.seq, extract(epoch FROM k.created_at)::float8
-  FROM pgqueue.checkpoint k JOIN pgqueue.workflow w ON w.name = k.name WHERE w.kind = 'step' AND k.error IS NULL
-UNION ALL
-SELECT o.job_id || ':0', extract(epoch FROM o.finished_at)::float8
-  FROM pgqueue.outcome o JOIN pgqueue.job j ON j.id = o.job_id JOIN pgqueue.workflow w ON w.name = j.name
- WHERE w.kind = 'step' AND o.status = 'succeeded'
+_CLAIMED = """
+SELECT job_id::text, claim, extract(epoch FROM min(at))::float8 FROM claim_history WHERE event = '1 claimed' GROUP BY 1, 2
 """
 
 
-def check(
-    conn: psycopg.Connection[Any], outside: Path, faults: int, pauses: int = 0, at_once: int = 1, servers_clock: bool = False
-) -> list[str]:
-    """``outside`` is the file with one line per run. ``faults``: crashes, pauses and lost connections of workers; ``pauses``: how
-    many of these were pauses past the lease; ``at_once``: how many jobs a worker can be running."""
-    runs = _runs(outside)
-    stored: dict[str, float] = dict(conn.execute(_STORED_BY_THE_SERVERS_CLOCK if servers_clock else _STORED).fetchall())
-    wrong = [f"step {key} has a checkpoint, and its code never ran" for key in stored if key not in runs]
-    several = {key: len(moments) for key, moments in runs.items() if len(moments) > 1}
-    if any(times > 1 + faults for times in several.values()) or sum(several.values()) - len(several) > faults * at_once:
-        wrong.append(f"steps ran more than once, with {faults} faults: {several}")
-    late = [key for key, moments in runs.items() for moment in moments if moment > stored.get(key, float("inf"))]
-    if len(late) > pauses * at_once:
-        wrong.append(f"steps ran although they had a checkpoint, with {pauses} pauses: {late}")
-    return wrong
+class Stored(NamedTuple):
+    """The checkpoint of a step."""
+
+    at: float
+    claim: int
 
 
-def _runs(outside: Path) -> dict[str, list[float]]:
-    runs: dict[str, list[float]] = defaultdict(list)
+class Ran(NamedTuple):
+    """One run of a step's code, in the run of the job that had this claim."""
+
+    at: float
+    claim: int
+
+
+@dataclass
+class Found:
+    """What there was: runs, those again of a step that was not stored yet, and those of a step that was."""
+
+    runs: int = 0
+    again: int = 0
+    late: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def check(conn: psycopg.Connection[Any], outside: Path, faults: int, at_once: int = 1) -> list[str]:
+    """What is wrong. The arguments are those of ``judge``."""
+    return judge(conn, outside, faults, at_once).wrong
+
+
+def judge(conn: psycopg.Connection[Any], outside: Path, faults: int, at_once: int = 1) -> Found:
+    """``outside`` is the file with one line per run. ``faults``: crashes, pauses and lost connections of workers; ``at_once``:
+    how many jobs a worker can be running."""
+    stored = {key: Stored(at, claim) for key, at, claim in conn.execute(_STORED).fetchall()}
+    claimed = {(job, claim): at for job, claim, at in conn.execute(_CLAIMED).fetchall()}
+    found = Found()
+    times: dict[str, int] = {}
+    for key, runs in _runs(outside).items():
+        late = _late(key, runs, stored[key], claimed, found) if key in stored else 0
+        job = key.partition(":")[0]
+        found.wrong += [f"step {key} ran for claim {r.claim}, which nobody had" for r in runs if (job, r.claim) not in claimed]
+        found.runs += len(runs)
+        found.late += late
+        times[key] = len(runs) - late
+    found.wrong += [f"step {key} has a checkpoint, and its code never ran" for key in stored if key not in times]
+    several = {key: count for key, count in times.items() if count > 1}
+    found.again = sum(several.values()) - len(several)
+    if any(count > 1 + faults for count in several.values()) or found.again > faults * at_once:
+        found.wrong.append(f"steps ran more than once, with {faults} faults: {several}")
+    return found
+
+
+def _late(key: str, runs: list[Ran], stored: Stored, claimed: dict[tuple[str, int], float], found: Found) -> int:
+    """How many of these came when the step was stored. Only an earlier claim may, and only once."""
+    job = key.partition(":")[0]
+    late = [ran for ran in runs if ran.at > stored.at or claimed.get((job, ran.claim), 0.0) > stored.at]
+    for claim, times in Counter(ran.claim for ran in late).items():
+        if claim == stored.claim:
+            found.wrong.append(f"step {key} ran although it had a checkpoint, which this very claim, {claim}, had stored")
+        elif claimed.get((job, claim), 0.0) > stored.at:
+            found.wrong.append(f"step {key} ran although it had a checkpoint when claim {claim} began")
+        elif times > 1:
+            found.wrong.append(f"step {key} ran although it had a checkpoint, {times} times for claim {claim}")
+    return len(late)
+
+
+def _runs(outside: Path) -> dict[str, list[Ran]]:
+    runs: dict[str, list[Ran]] = defaultdict(list)
     for line in outside.read_text().splitlines() if outside.exists() else ():
-        what, key, moment = line.split()
+        what, key, moment, claim = line.split()
         if what == "effect":
-            runs[key].append(float(moment))
+            runs[key].append(Ran(float(moment), int(claim)))
     return runs

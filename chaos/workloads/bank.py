@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 
 from pgqueue import App, Queue, Retry, StepFailed, current, gather, sleep, wait_event
+from pgqueue.context import joined_run
 from pgqueue.database import run
 from pgqueue.failpoints import failpoint
 from pgqueue.functions import Call
+from pgqueue.runtime.calls import Calls
 
 ACCOUNTS, BALANCE = 20, 1000
 ENOUGH = 1000  # crashes: the suite kills on purpose, and no job is to be blamed
@@ -33,8 +35,10 @@ app = App(queues=[Queue("payments")])
 
 
 def write_outside(what: str) -> None:
-    """An effect outside of the database: ``what step_key moment`` in one write to a file."""
-    line = f"{what} {current().step_key} {time.time():.6f}\n"
+    """An effect outside of the database: ``what step_key moment claim`` in one write to a file."""
+    calls = cast(Calls, joined_run())
+    claim = calls._run.job.token  # of interest to nobody's code but ours
+    line = f"{what} {calls.step_key} {time.time():.6f} {claim}\n"
     descriptor = os.open(os.environ["BANK_FILE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(descriptor, line.encode())
