@@ -25,11 +25,15 @@ SELECT a.job_id::text, count(*), max(w.max_crashes) * CASE WHEN bool_or(a.compan
   JOIN pgqueue.workflow w ON w.name = j.name GROUP BY 1, a.checkpoints
 HAVING count(*) > max(w.max_crashes) * CASE WHEN bool_or(a.company) THEN 3 ELSE 1 END
 """
-#: Of a job that has no checkpoints, as it was charged: how often, how often it may be, and what was said of each.
+#: Of a job that has no checkpoints, as it was charged: how often, how often it may be, and what was said of each. Three times as
+#: often where several had begun in the worker that died last: claim_history.py has written down how many.
 _DEATHS = """
-SELECT count(a.id), max(coalesce(w.max_crashes, 3)), coalesce(array_agg(a.error::json ->> 'message' ORDER BY a.ended_at), '{}')
-  FROM pgqueue.job j LEFT JOIN pgqueue.workflow w ON w.name = j.name
-  LEFT JOIN pgqueue.attempt a ON a.job_id = j.id AND a.kind = 'crash' WHERE j.id::text = %s
+SELECT count(a.id),
+       max(coalesce(w.max_crashes, 3)) * CASE WHEN bool_or(a.claim = o.claim AND cardinality(h.started) > 1) THEN 3 ELSE 1 END,
+       coalesce(array_agg(a.error::json ->> 'message'), '{}')
+  FROM pgqueue.job j JOIN pgqueue.outcome o ON o.job_id = j.id LEFT JOIN pgqueue.workflow w ON w.name = j.name
+  LEFT JOIN pgqueue.attempt a ON a.job_id = j.id AND a.kind = 'crash'
+  LEFT JOIN worker_history h ON h.id = a.worker AND h.event = 'fenced' WHERE j.id::text = %s
 """
 
 
