@@ -121,6 +121,7 @@ class Arena:
         self.steps_of_the_clock = 0
         self.accepted: list[tuple[str, float]] = []  # moments at which the server answered again, after it was down
         self.bounds: dict[str, float] = {}  # of kinds of losses: seconds within which their jobs are to run again
+        self.logs = 0  # of servers that followed each other
         self.slot: str | None = None  # of the server's log, where that can be read
         self.findings: list[str] = []  # what is wrong, and is nobody's oracle
         self.began = time.time()
@@ -272,6 +273,7 @@ class Arena:
     def begin_log(self) -> None:
         """Keep the server's log of changes from now on: a server that takes over has none of the one before."""
         if self.snapshot(history.impossible) is None:
+            self.logs += 1
             self.slot = self.snapshot(history.begin)
 
     def snapshot(self, check: Callable[[psycopg.Connection[Any]], T]) -> T:

@@ -23,7 +23,7 @@ from chaos.plan import Round
 from chaos.pooler import Pooler, program
 from chaos.results import Result, measured
 from chaos.server import Server
-from chaos.verdicts import Verdict, verdicts
+from chaos.verdicts import Verdict, verdicts, with_findings
 from chaos.waiting import wait_for
 from chaos.wire import Proxy
 from pgqueue import migrate
@@ -140,18 +140,22 @@ class Storm:
     def _judge(self, arena: Arena) -> Result:
         self._say(f"{self._round.name}: judging")
         for host in list(arena.hosts):
-            code = host.drain()
-            left = host.processes()
-            if code not in (Exit.OK, Exit.UNREACHABLE) or left:  # begun while the server was away, it would be started again
-                arena.findings.append(f"drain: a calm host ended with {code}, and left the processes {left}")
+            arena.findings += not_drained(host.drain(), host.processes())
         found = verdicts(arena)
         result = measured(arena, self._round.name, self._seed)
         result.verdicts = found
         if arena.bounds:
-            wrong = [*result.verdicts.get("recovery", Verdict([])).wrong, *late(arena.bounds, result.recoveries)]
             seen = sum(len(result.recoveries.get(kind, ())) for kind in arena.bounds)
-            result.verdicts["recovery"] = Verdict(wrong, "recoveries", seen=seen)
+            judged = Verdict(late(arena.bounds, result.recoveries), "recoveries", seen=seen)
+            result.verdicts["recovery"] = with_findings({"recovery": judged}, arena.findings)["recovery"]
         return result
+
+
+def not_drained(code: int, left: list[int]) -> list[str]:
+    """Of a host that nobody disturbs. One that was begun while the server was away would be started again."""
+    if code in (Exit.OK, Exit.UNREACHABLE) and not left:
+        return []
+    return [f"drain: a calm host ended with {code}, and left the processes {left}"]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,11 +52,17 @@ def verdicts(arena: Arena) -> dict[str, Verdict]:
     """Of all oracles. What was found while the round was under way is added to the oracle that found it."""
     conn = arena.chaos.conn
     found = {name: judge(arena, conn) for name, judge in JUDGES.items()} | _log(arena, conn)
-    for finding in arena.findings:
+    return with_findings(found, arena.findings)
+
+
+def with_findings(found: Mapping[str, Verdict], findings: Iterable[str]) -> dict[str, Verdict]:
+    """Each finding begins with the name of the oracle that it belongs to."""
+    result = dict(found)
+    for finding in findings:
         name, _, what = finding.partition(": ")
-        before = found.get(name, Verdict([]))
-        found[name] = replace(before, wrong=[*before.wrong, what])
-    return found
+        before = result.get(name, Verdict([]))
+        result[name] = replace(before, wrong=[*before.wrong, what])
+    return result
 
 
 def _log(arena: Arena, conn: psycopg.Connection[Any]) -> dict[str, Verdict]:
@@ -65,12 +71,12 @@ def _log(arena: Arena, conn: psycopg.Connection[Any]) -> dict[str, Verdict]:
         return dict.fromkeys(FROM_THE_LOG, Verdict([], f"not judged: {history.impossible(conn)}", judged=False))
     log = list(history.read(conn, arena.slot))
     names = dict(conn.execute("SELECT id::text, name FROM pgqueue.job").fetchall())
+    since = ", since the last failover: the server before took its log with it" if arena.logs > 1 else ""
     few, even = history.starts(log, "few"), history.starts(log, "even")
     clock = (arena.steps_of_the_clock + arena.lossy) * town.BURST
+    seen = sum(len(commit.effects) for commit in log)
     found = {
-        "atomicity": Verdict(
-            atomicity.check(log, names, town.names("transaction")), "effects", seen=sum(len(commit.effects) for commit in log)
-        ),
+        "atomicity": Verdict(atomicity.check(log, names, town.names("transaction")), f"effects{since}", seen=seen),
         "concurrency": Verdict(
             concurrency.check(log, "few", limit=town.FEW) + concurrency.check(log, "keys", per_key=1),
             f"starts, at most {town.FEW} at once",

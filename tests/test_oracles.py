@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,15 @@ import psycopg
 import pytest
 
 from chaos import history as history_module
-from chaos.arena import Specimen
+from chaos.arena import Arena, Setup, Specimen
 from chaos.databases import copy_of
-from chaos.faults import f21_migration
+from chaos.faults import Fault, f09_failover, f17_drain, f21_migration, faults
 from chaos.history import Commit, History, Start, starts
+from chaos.nemesis import Entry, Nemesis
+from chaos.one_by_one import late
 from chaos.oracles import (
     atomicity,
+    charges,
     claim_history,
     concurrency,
     conservation,
@@ -30,9 +35,14 @@ from chaos.oracles import (
     ticks,
 )
 from chaos.oracles.conservation import Journal
-from chaos.workloads import bank
+from chaos.plan import Round
+from chaos.server import GivenServer
+from chaos.storm import Storm, not_drained
+from chaos.verdicts import NAMES, Verdict, with_findings
+from chaos.waiting import wait_for
+from chaos.workloads import bank, town
 from pgqueue.database import connect
-from tests.support import Hand, Server
+from tests.support import ROOT, Hand, Server
 
 Connection = psycopg.Connection[Any]
 
@@ -443,14 +453,36 @@ def test_expectations_count_crashes(done: Connection) -> None:
     assert expectations.check(done, {}) == []
 
 
-def test_migration_can_fail() -> None:
-    killed, away, done = (-9, ""), (69, "no server"), (0, "")
-    assert f21_migration.wrong([done, away], killed=False) == []
-    assert f21_migration.wrong([killed, done], killed=True) == []
-    assert "ended with 1: oops" in f21_migration.wrong([done, (1, "oops")], killed=False)[0]
-    assert "ended with -9" in f21_migration.wrong([killed, done], killed=False)[0]
-    assert "ended with -9" in f21_migration.wrong([done, killed], killed=True)[0]
-    assert "none has worked" in f21_migration.wrong([killed, away, away], killed=True)[0]
+def test_charges_can_fail(done: Connection) -> None:
+    """Of a worker that was fenced somehow, with two of its jobs charged."""
+    jobs = [row[0] for row in done.execute("SELECT job_id::text FROM pgqueue.outcome ORDER BY 1 LIMIT 2").fetchall()]
+    worker, name = ID.format(7), done.execute("SELECT name FROM pgqueue.job WHERE id = %s", (jobs[0],)).fetchall()[0][0]
+
+    def wrong(
+        started: list[str] | None, *charged: str, killed: int = 0, killer: str = "", fence: bool = True, at_once: int = 2
+    ) -> str:
+        with done.transaction(force_rollback=True):
+            seen = "INSERT INTO worker_history (id, event, pid, reason, started) VALUES (%s, %s, 4711, %s, %s)"
+            done.execute(seen, (worker, "registered", None, None))
+            if fence:
+                done.execute(seen, (worker, "fenced", "exit code 1", started))
+            for job in charged:
+                done.execute(
+                    "INSERT INTO pgqueue.attempt (job_id, claim, kind, checkpoints, worker, ended_at)"
+                    " VALUES (%s, 1, 'crash', 0, %s, clock_timestamp())",
+                    (job, worker),
+                )
+            return "; ".join(charges.check(done, [killed], [killer], at_once))
+
+    assert wrong(jobs, *jobs, killed=4711) == wrong(jobs, *jobs, killer=name) == ""
+    assert "nobody has killed it" in wrong(jobs, *jobs)
+    assert f"job {jobs[1]} was charged, and had not begun" in wrong(jobs[:1], *jobs, killed=4711)
+    assert "had not begun" in wrong([], jobs[0]), "it was drained"
+    assert "2 jobs were charged" in wrong(jobs, *jobs, killed=4711, at_once=1)
+    assert "charged 2 times for one run" in wrong(jobs, jobs[0], jobs[0], killed=4711)
+    assert wrong(None, jobs[0]) == "", "its lease ran out, and it had one job"
+    assert "2 jobs were charged" in wrong(None, *jobs)
+    assert "nobody has fenced it" in wrong(None, jobs[0], fence=False)
 
 
 def test_conservation_of_chosen_ids_can_fail(done: Connection) -> None:
@@ -464,3 +496,112 @@ def test_conservation_of_chosen_ids_can_fail(done: Connection) -> None:
     assert "nobody tried" in conservation.check_ids(done, set(), set(), inside)[0]
     done.execute("DELETE FROM pgqueue.outcome")
     assert "not finished" in conservation.check_ids(done, ids, ids, inside)[0]
+
+
+# ------------------------------------------------------------------------------ what is found while a round is under way
+
+
+def test_migration_can_fail() -> None:
+    killed, away, done = (-9, ""), (69, "no server"), (0, "")
+    assert f21_migration.wrong([done, away], killed=False) == []
+    assert f21_migration.wrong([killed, done], killed=True) == []
+    assert "ended with 1: oops" in f21_migration.wrong([done, (1, "oops")], killed=False)[0]
+    assert "ended with -9" in f21_migration.wrong([killed, done], killed=False)[0]
+    assert "ended with -9" in f21_migration.wrong([done, killed], killed=True)[0]
+    assert "none has worked" in f21_migration.wrong([killed, away, away], killed=True)[0]
+
+
+def test_drain_can_fail() -> None:
+    assert [f17_drain.wrong(code, "once", False, False) for code in (0, 75)] == [[], []]
+    assert f17_drain.wrong(-15, "booting", booting=True, killed=False) == f17_drain.wrong(-9, "once", False, killed=True) == []
+    for code in (1, 69, -9, -15):
+        assert f"ended with {code}" in f17_drain.wrong(code, "once", booting=False, killed=False)[0]
+    assert not_drained(0, []) == not_drained(69, []) == []
+    assert "ended with 75" in not_drained(75, [])[0]
+    assert "left the processes [7]" in not_drained(0, [7])[0]
+
+
+def test_prefix_can_fail(done: Connection) -> None:
+    assert f09_failover.torn(done) == []
+    done.execute(
+        "DELETE FROM pgqueue.checkpoint WHERE ctid = (SELECT min(ctid) FROM pgqueue.checkpoint WHERE name LIKE '%.move')"
+    )
+    assert "effects: step" in f09_failover.torn(done)[0], "a moment later than the jobs"
+
+
+def test_recovery_can_fail() -> None:
+    bounds = {"one worker": 1.0}
+    assert late(bounds, {"one worker": [0.2, 9.9], "another": [77.0]}) == []
+    assert "one worker: 10.1 s" in late(bounds, {"one worker": [10.1]})[0]
+
+
+@pytest.fixture
+def arena(server: Server, dsn: str, tmp_path: Path) -> Iterator[Arena]:
+    """A round without hosts."""
+    made = Arena(GivenServer(server.dsn), dsn, tmp_path, Setup(hosts=0, strikes=False), "7")
+    with made.chaos:
+        town.install(made.chaos.conn)
+        yield made
+
+
+def test_liveness_can_fail(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that nobody runs; and a fault that is never mended."""
+    monkeypatch.setattr("chaos.storm.LIVENESS", 0.2)
+    storm = Storm(Round("storm", "still"), arena.server, arena.directory, "7", lambda _: None)
+    storm._drain(arena)
+    assert arena.findings == []
+    arena.add(bank.tell.call(1))
+    storm._drain(arena)
+    assert "liveness: nothing has moved" in arena.findings[0]
+    over = threading.Event()
+    nemesis = Nemesis(arena, [Entry(0.0, "F1", "7")], {"F1": fault(lambda *_: str(over.wait(60)))})
+    nemesis.start()
+    nemesis.stop(0.1)
+    over.set()
+    assert "liveness: a fault of the lane kills was not mended" in arena.findings[1]
+
+
+def test_the_suites_own_trouble_is_found(arena: Arena) -> None:
+    def fails(*_: Any) -> str:
+        raise LookupError("no idea")
+
+    nemesis = Nemesis(arena, [Entry(0.0, "F1", "7")], {"F1": fault(fails)})
+    nemesis.start()
+    wait_for(lambda: arena.findings, "a finding")
+    nemesis.stop()
+    assert arena.findings == ["suite: injecting F1 failed: LookupError('no idea')"]
+    assert with_findings({"suite": Verdict([])}, arena.findings)["suite"].wrong == ["injecting F1 failed: LookupError('no idea')"]
+
+
+def fault(inject: Callable[..., str]) -> Fault:
+    return replace(faults()["F1"], inject=inject)
+
+
+#: Which tests show that each oracle of a round can fail.
+SHOWN = {
+    "effects": test_effects_can_fail,
+    "atomicity": test_atomicity_can_fail,
+    "concurrency": test_concurrency_can_fail,
+    "ledger": test_the_ledger_can_fail,
+    "conservation": test_conservation_can_fail,
+    "claim history": test_claim_history_can_fail,
+    "invariant": test_the_invariant_can_fail,
+    "plain steps": test_plain_steps_can_fail,
+    "rates": test_rates_can_fail,
+    "key order": test_key_order_can_fail,
+    "ticks": test_ticks_can_fail,
+    "expectations": test_expectations_can_fail,
+    "charges": test_charges_can_fail,
+    "prefix": test_prefix_can_fail,
+    "liveness": test_liveness_can_fail,
+    "drain": test_drain_can_fail,
+    "recovery": test_recovery_can_fail,
+    "migration": test_migration_can_fail,
+    "suite": test_the_suites_own_trouble_is_found,
+}
+
+
+def test_each_oracle_is_shown_something() -> None:
+    assert SHOWN.keys() == {*NAMES, "recovery"}
+    said = (ROOT / "chaos" / "README.md").read_text()
+    assert [name for name in SHOWN if f"\n| {name} |" not in said] == []

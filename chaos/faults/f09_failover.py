@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from typing import Any
+
+import psycopg
 
 from chaos.arena import Arena
 from chaos.faults import OWN_SERVER
@@ -54,9 +57,14 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
         arena.lossy += 1
         arena.lost_commits.append(lost)
     # As the new primary has it, before anybody has had time to repair anything.
-    for name, check in (("invariant", invariant.check), ("ledger", ledger.check), ("effects", effects.check)):
-        arena.findings += [f"prefix: right after the {how} failover, {name}: {what}" for what in arena.snapshot(check)]
+    arena.findings += [f"prefix: right after the {how} failover, {what}" for what in arena.snapshot(torn)]
     return f"{how}: {lost} commits of steps and outcomes are gone"
+
+
+def torn(conn: psycopg.Connection[Any]) -> list[str]:
+    """What shows that data and jobs are not of one moment."""
+    checks = {"invariant": invariant.check, "ledger": ledger.check, "effects": effects.check}
+    return [f"{name}: {what}" for name, check in checks.items() for what in check(conn)]
 
 
 def _committed(arena: Arena) -> int:

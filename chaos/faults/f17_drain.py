@@ -40,9 +40,15 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
         arena.sigkill(leaving.pid)
     code = leaving.wait(60)
     booting = "workers for" not in leaving.text()  # it cannot have said yet what SIGTERM means to it
-    if code not in (0, 75, -signal.SIGTERM if booting else 0, -signal.SIGKILL if leaving.pid in arena.killed else 0):
-        arena.findings.append(f"drain: a supervisor that was told to drain ({how}) ended with {code}")
+    arena.findings += wrong(code, how, booting, killed=leaving.pid in arena.killed)
     return f"drained {leaving.pid} ({how}): exit code {code}"
+
+
+def wrong(code: int, how: str, booting: bool, killed: bool) -> list[str]:
+    """``booting``: it was told so before it could listen. ``killed``: somebody has killed it meanwhile."""
+    if code in (0, 75, -signal.SIGTERM if booting else 0, -signal.SIGKILL if killed else 0):
+        return []
+    return [f"drain: a supervisor that was told to drain ({how}) ended with {code}"]
 
 
 def _term(pid: int) -> None:
