@@ -16,7 +16,7 @@ BEGIN
                                     + CASE WHEN q.uncounted THEN (SELECT count(*) FROM pgqueue.running r
                                                                    WHERE r.queue = q.name AND r.limited IS NULL) ELSE 0 END END,
            (SELECT count(*) FROM (SELECT FROM pgqueue.waiting w
-                                   WHERE w.kind = 'key' AND w.key >= q.name || '/' AND w.key < q.name || '0' LIMIT 10001) c),
+                                   WHERE w.kind = 'key' AND w.key >= q.name || '/' AND w.key < q.name || '0' AND w.queue = q.name LIMIT 10001) c),
            CASE WHEN q.rate IS NOT NULL
                 THEN greatest(0, extract(epoch FROM pgqueue.next_start(q.name, '', q.rate, q.rate_seconds, q.rate_burst, 1, pgqueue.clock())
                                                     - pgqueue.clock())::float8) END,
