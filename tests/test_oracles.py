@@ -558,6 +558,7 @@ def test_liveness_can_fail(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> Non
     nemesis.start()
     nemesis.stop(0.1)
     over.set()
+    nemesis.stop()
     assert "liveness: a fault of the lane kills was not mended" in arena.findings[1]
 
 
