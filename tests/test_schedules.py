@@ -1169,6 +1169,36 @@ def test_three_supervisors_one_of_which_is_killed(dsn: str, conn: Connection, wo
     check_jobs(conn, "tests.apps.striking.strike")
 
 
+def test_nobody_is_there_for_several_ticks_and_then_a_supervisor_starts(
+    dsn: str, conn: Connection, clock: Clock, workers: Workers
+) -> None:
+    """What the three kinds of misfire make of an outage: five hourly ticks (all: one of every third hour), the last 30 s late."""
+    conn.execute(year.TABLES)
+    run(conn, year.app.registration())
+
+    def done() -> bool:
+        due = conn.execute("SELECT FROM pgqueue.schedules WHERE next_at IS NULL OR next_at <= pgqueue.clock()").fetchall()
+        return not due and not conn.execute("SELECT FROM pgqueue.job_values WHERE status = 'active'").fetchall()
+
+    host = workers.start("tests.apps.year:app", "-w", "1", "--lease", "1s")
+    wait_for(done, what="the first look")
+    clock.forward(HOUR)
+    wait_for(lambda: ticks(conn, "skipped") == ticks(conn, "once") == [BEGIN + HOUR] and done(), what="the ticks of one o'clock")
+    host.kill()
+    clock.forward(5 * HOUR + 30 * SECOND)
+    workers.start("tests.apps.year:app", "-w", "1", "--lease", "1s")
+    wait_for(done, what="what came due")
+    for name, hours in {"skipped": (1, 6), "once": (1, 6), "hours": (3, 6)}.items():
+        struck = conn.execute("SELECT due_at FROM struck WHERE schedule = %s ORDER BY 1", (name,)).fetchall()
+        assert [due_at for (due_at,) in struck] == ticks(conn, name) == [BEGIN + n * HOUR for n in hours], name
+        check_jobs(conn, name)
+    noted = conn.execute("SELECT schedule, why, since, due_at FROM pgqueue.ticks WHERE since IS NOT NULL AND schedule <> 'fixed'")
+    assert set(noted.fetchall()) == {
+        ("skipped", "missed", BEGIN + 2 * HOUR, BEGIN + 5 * HOUR),
+        ("once", "late", BEGIN + 2 * HOUR, BEGIN + 6 * HOUR),
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("days", [24, pytest.param(2, marks=[pytest.mark.limits, pytest.mark.timeout(1800)])])
 def test_three_supervisors_for_a_year_with_kills_and_a_clock_that_steps(
