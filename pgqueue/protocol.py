@@ -148,6 +148,11 @@ def postpone_tick(due: Due, problem: str) -> Call[None]:
     return Call("SELECT pgqueue.postpone_tick(%s, %s::bigint, %s)", (due.name, due.revision, problem), _nothing)
 
 
+def leave_tick(due: Due, problem: str) -> Call[bool]:
+    """Leave a schedule that cannot be read here to others. True: there are none, which is noted now."""
+    return Call("SELECT pgqueue.leave_tick(%s, %s::bigint, %s)", (due.name, due.revision, problem), _first)
+
+
 def schedule_problem(name: str) -> Call[str | None]:
     """Why the ticks of a schedule cannot be enqueued, as it was said last. None: nobody knows of a reason."""
     return Call("SELECT max(problem) FROM pgqueue.schedules WHERE name = %s", (name,), _first)

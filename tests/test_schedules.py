@@ -31,12 +31,13 @@ from chaos.interleaver import Interleaver, Program
 from pgqueue import App, Queue, Retry, current, protocol
 from pgqueue.cli.commands import cli
 from pgqueue.database import connect, errors_translated, run
-from pgqueue.errors import BadValue, PgQueueError, UnknownSchedule
+from pgqueue.errors import BadValue, IdConflict, PgQueueError, UnknownSchedule
 from pgqueue.housekeeper.ticks import tick_due
 from pgqueue.schedules import MOST_TICKS, Every, Times, between, following, latest, plan, times_of
 from tests.apps import striking, year
 from tests.support import ROOT, Hand, Server, Work, Workers, database_of, kill, violations, wait_for
 from tests.test_cli import pgqueue as command
+from tests.test_doctor import found
 
 Connection = psycopg.Connection[Any]
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -202,6 +203,7 @@ def step(app: App, name: str = "f") -> Any:
         ({"cron": "* * * * *", "timezone": "Europe/Lundon"}, "'Europe/Lundon' is no time zone"),
         ({"cron": "* * * * *", "timezone": "../../etc/passwd"}, "is no time zone"),
         ({"cron": "* * * * *", "timezone": "Europe"}, "is no time zone"),
+        ({"cron": "* * * * *", "timezone": "localtime"}, "is no time zone"),
         ({}, "either a cron expression"),
         ({"cron": "* * * * *", "every": 1}, "either a cron expression"),
         ({"every": 0.5}, "from 1 second to 366 days"),
@@ -516,7 +518,11 @@ def test_trigger(conn: Connection, clock: Clock) -> None:
     assert [run(conn, protocol.trigger_schedule("f", id)) for _ in range(2)] == [id, id]  # the answer to the first was lost
     conn.execute("SELECT pgqueue.trigger_schedule('f')")
     assert conn.execute("SELECT count(*) FROM pgqueue.jobs WHERE state = 'ready'").fetchone() == (2,)
-    meta = conn.execute("SELECT policy -> 'meta' FROM pgqueue.job_values LIMIT 1").fetchone()
+    conn.execute("SELECT pgqueue.enqueue_workflow('f', '{\"x\": 1}', id => 'another')")
+    [[another]] = conn.execute("SELECT id::text FROM pgqueue.job_values WHERE input = '{\"x\": 1}'").fetchall()
+    with pytest.raises(IdConflict), errors_translated():
+        run(conn, protocol.trigger_schedule("f", another))
+    meta = conn.execute("SELECT policy -> 'meta' FROM pgqueue.job_values WHERE policy ? 'meta' LIMIT 1").fetchone()
     assert meta == ({"schedule": "f", "due_at": "2026-01-01T00:00:00+00:00"},)
     assert ticks(conn) == []  # it is beside the plan, and takes no tick's place
     run(conn, protocol.resume_schedule("f"))
@@ -539,6 +545,9 @@ def test_backfill_runs_what_got_no_job_and_nothing_twice(conn: Connection, clock
     assert ticks(conn) == [BEGIN + n * HOUR for n in range(-4, 6)]
     with errors_translated(), pytest.raises(psycopg.Error, match="ticks of the past"):
         run(conn, protocol.backfill_schedule("f", [BEGIN + 7 * HOUR]))
+    for nonsense in ("NULL", "'{-infinity}'", "'{infinity}'"):
+        with errors_translated(), pytest.raises(psycopg.Error, match="ticks of the past"):
+            conn.execute(f"SELECT pgqueue.backfill_schedule('f', {nonsense}::timestamptz[])")
     # What is due, and was backfilled before anybody ticked, is not done again.
     clock.forward(HOUR)
     assert run(conn, protocol.backfill_schedule("f", [BEGIN + 6 * HOUR])) == 1
@@ -742,6 +751,29 @@ def test_one_that_cannot_tick_does_not_keep_the_others(conn: Connection, clock: 
     tick_all(conn)
     assert len(ticks(conn, "gone")) == 3  # nothing was lost
     assert conn.execute("SELECT problem FROM pgqueue.schedules WHERE name = 'gone'").fetchone() == (None,)
+
+
+def test_a_host_that_cannot_read_a_schedule_leaves_it_to_the_others(
+    conn: Connection, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One has no tz database, looks first every time, and keeps nobody from a tick."""
+    begin(conn, cron="* * * * *", timezone=LONDON, misfire="skip", grace=1)
+
+    def tick_without_zones() -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr("pgqueue.schedules.zone_of", lambda name: times_of(None, 1, name))  # ValueError
+            return tick_all(conn)
+
+    for _ in range(3):
+        clock.forward(MINUTE)
+        assert [tick_without_zones(), tick_all(conn)] == [0, 1]
+    assert caplog.records == []
+    # It says so where there is no other.
+    clock.forward(MINUTE + 6 * SECOND)
+    assert tick_without_zones() == 0
+    [problem] = conn.execute("SELECT problem FROM pgqueue.schedules").fetchall()
+    assert LONDON in problem[0]
+    assert len(caplog.records) == 1
 
 
 def test_ticks_are_pruned_when_their_jobs_are_gone(conn: Connection, dsn: str, clock: Clock) -> None:
@@ -1125,15 +1157,15 @@ def test_whose_a_schedule_is_where_two_want_it(conn: Connection, dsn: str) -> No
     assert f"warning: schedule {name} is declared by the App other too" in said.stderr
     assert command("migrate", target, dsn=dsn).stderr == ""
     run(conn, other.registration())
-    assert f"error: schedule {name} is declared by the App other too" in command("doctor", target, dsn=dsn).stdout
+    assert found(dsn, "schedules", "error", f"schedule {name} is declared by the App other too", app=striking.app)
     run(conn, App(name="other").registration())
-    assert f"warning: schedule {name}, which this App declares, is not registered" in command("doctor", target, dsn=dsn).stdout
+    assert found(dsn, "schedules", "warning", f"schedule {name}, which this App declares, is not registered", app=striking.app)
     conn.execute("SELECT pgqueue.drop_schedule(%s)", (name,))
     conn.execute("SELECT pgqueue.add_schedule(%s, 'f', every => '1 hour')", (name,))
     ignored = f"schedule {name} is one that an operator has made: what this App declares under that name is ignored"
     assert f"warning: {ignored}; give that of the App another name" in command("migrate", target, dsn=dsn).stderr
     assert f"{ignored}; give that of the App another name" in command("work", "--check", target, dsn=dsn).stderr
-    assert f"error: {ignored}" in command("doctor", target, dsn=dsn).stdout
+    assert found(dsn, "schedules", "error", ignored, app=striking.app)
     assert conn.execute("SELECT workflow, every FROM pgqueue.schedules").fetchall() == [("f", 3600)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -12,6 +13,7 @@ import psycopg
 from pgqueue import protocol
 from pgqueue.database import is_lost, is_transient, run
 from pgqueue.failpoints import failpoint
+from pgqueue.protocol import Call
 from pgqueue.schedules import Due, Plan, plan
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ def _planned(conn: psycopg.Connection[Any], due: Due, now: Any) -> Plan | None:
     try:
         return plan(due.times, due.done_until, now, due.misfire, due.grace)
     except ValueError as error:  # an operator's cron expression; a time zone that this machine does not have
-        _postpone(conn, due, str(error))
+        _put_off(conn, due, str(error), protocol.leave_tick)
         return None
 
 
@@ -59,13 +61,13 @@ def _tick(conn: psycopg.Connection[Any], due: Due, planned: Plan) -> int | None:
         if is_lost(error):
             raise
         if not is_transient(error):
-            _postpone(conn, due, str(error.diag.message_primary))
+            _put_off(conn, due, str(error.diag.message_primary), protocol.postpone_tick)
         return None
 
 
-def _postpone(conn: psycopg.Connection[Any], due: Due, problem: str) -> None:
+def _put_off(conn: psycopg.Connection[Any], due: Due, problem: str, verb: Callable[[Due, str], Call[Any]]) -> None:
     """One schedule that cannot be must not keep the others from their ticks. It is tried every ten seconds, and said once."""
     problem = problem[:LONGEST_PROBLEM]
-    if run(conn, protocol.schedule_problem(due.name)) != problem:
+    known = run(conn, protocol.schedule_problem(due.name))
+    if run(conn, verb(due, problem)) is not False and known != problem:
         log.warning("schedule %s cannot tick: %s", due.name, problem)
-    run(conn, protocol.postpone_tick(due, problem))

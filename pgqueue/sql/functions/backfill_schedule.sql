@@ -12,7 +12,7 @@ DECLARE
 BEGIN
     IF NOT s.declared THEN
         PERFORM pgqueue.refuse('PQ009', format('schedule %L is no longer declared by its App', s.name));
-    ELSIF ticks IS NULL OR EXISTS (SELECT FROM unnest(ticks) d WHERE d > pgqueue.clock()) THEN
+    ELSIF ticks IS NULL OR EXISTS (SELECT FROM unnest(ticks) d WHERE d > pgqueue.clock() OR NOT isfinite(d)) THEN
         PERFORM pgqueue.refuse('PQ004', 'a backfill is for ticks of the past');
     END IF;
     SELECT coalesce(array_agg(d.due_at ORDER BY d.due_at), '{}') INTO fresh

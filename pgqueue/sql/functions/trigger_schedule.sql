@@ -10,7 +10,7 @@ DECLARE
 BEGIN
     IF NOT s.declared THEN
         PERFORM pgqueue.refuse('PQ009', format('schedule %L is no longer declared by its App', s.name));
-    ELSIF EXISTS (SELECT FROM pgqueue.job j WHERE j.id = job) THEN
+    ELSIF EXISTS (SELECT FROM pgqueue.job j WHERE j.id = job AND j.policy #>> '{meta,schedule}' = s.name) THEN
         RETURN job;
     END IF;
     job := (pgqueue.enqueue_ticks(s, ARRAY[pgqueue.clock()], job))[1];         -- of a unique one that is there already: that
