@@ -65,7 +65,11 @@ class Lines(logging.Formatter):
         given = {name: getattr(record, name) for name in FIELDS if getattr(record, name, None) is not None}
         fields = {name: self._field(value) for name, value in {**known, **given}.items() if value is not None}
         error = record.exc_info[1] if record.exc_info else None
-        said = {"msg": self._clean(_message(record)), "exc": self._clean(described(error)) if error is not None else ""}
+        said = {
+            "msg": self._clean(_message(record)),
+            "listing": self._clean(str(getattr(record, "listing", ""))),  # lines that belong to the message
+            "exc": self._clean(described(error)) if error is not None else "",
+        }
         said = {name: _shortened(text, LONGEST) for name, text in said.items()}
         while True:
             line = (self._json if self._as_json else self._text)(record, fields, said)
@@ -84,7 +88,7 @@ class Lines(logging.Formatter):
 
     def _json(self, record: logging.LogRecord, fields: dict[str, Any], said: dict[str, str]) -> str:
         stamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        whole = {"ts": stamp, "level": record.levelname, "msg": said["msg"]}
+        whole = {"ts": stamp, "level": record.levelname, "msg": "\n".join(filter(None, (said["msg"], said["listing"])))}
         whole.update({name: fields[name] for name in FIELDS if fields.get(name) is not None})
         if said["exc"]:
             whole["exc"] = said["exc"]
@@ -93,8 +97,9 @@ class Lines(logging.Formatter):
     def _text(self, record: logging.LogRecord, fields: dict[str, Any], said: dict[str, str]) -> str:
         stamp = self.formatTime(record, "%Y-%m-%d %H:%M:%S")
         more = "".join(f" {name}={harmless(str(fields[name]))}" for name in FIELDS[3:] if fields.get(name) is not None)
-        exc = "".join(f"\n    {harmless(line)}" for line in said["exc"].split("\n")) if said["exc"] else ""
-        return f"{stamp} {record.levelname:<7} {fields['role']}[{fields['pid']}] {harmless(said['msg'])}{more}{exc}"
+        lines = [line for text in (said["listing"], said["exc"]) if text for line in text.split("\n")]
+        below = "".join(f"\n    {harmless(line)}" for line in lines)
+        return f"{stamp} {record.levelname:<7} {fields['role']}[{fields['pid']}] {harmless(said['msg'])}{more}{below}"
 
 
 def _shortened(text: str, length: int) -> str:

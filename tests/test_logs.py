@@ -100,6 +100,22 @@ def test_text_is_one_line_and_its_traceback_indented() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=6000) | st.just(HOSTILE))
+def test_a_listing_is_lines_below_its_record_and_forges_none(said: str) -> None:
+    """Only what is given as one: a message that has line ends in it is one line all the same."""
+    log = Log(as_json=False)
+    log.logger.warning("stacks", extra={"listing": f"one\n{said}"})
+    first, second, *rest = log.text().rstrip("\n").split("\n")
+    assert first.endswith("stacks")
+    assert second == "    one"
+    assert all(line.startswith("    ") and harmless(line) == line for line in rest)
+    log = Log(as_json=True)
+    log.logger.warning("stacks", extra={"listing": f"one\n{said}"})
+    [record] = log.records()
+    assert record["msg"].startswith("stacks\none\n")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=6000) | st.just(HOSTILE))
 def test_nothing_forges_a_record(said: str) -> None:
     for as_json in (True, False):
         log = Log(as_json)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,21 @@ def test_a_leaking_worker_is_replaced_and_no_job_is_lost(shop: Shop, bank_db: ps
     work.signal(signal.SIGTERM)
     assert work.wait() == 0, work.log()
     nothing_is_lost(bank_db, 60)
+
+
+def test_a_limit_that_an_idle_worker_needs_is_said_and_does_not_churn(shop: Shop, bank_db: psycopg.Connection[Any]) -> None:
+    work = shop.start("-w", "1", "--max-memory", "1M")
+
+    def replaced() -> list[datetime]:
+        records = [json.loads(line) for line in work.log().splitlines()]
+        return [datetime.fromisoformat(record["ts"]) for record in records if "is replaced: it needs" in record["msg"]]
+
+    times = wait_for(lambda: (found := replaced()) and len(found) >= 6 and found, what="replacements")
+    assert (times[5] - times[4]).total_seconds() > 1.5, "the pause doubles from 0.1 s on"
+    assert "before it has run a job: raise --max-memory, which is 1 MB" in work.log()
+    assert shop.answer() == "first"
+    work.signal(signal.SIGTERM)
+    assert work.wait() == 0, work.log()
 
 
 def test_only_memory_of_its_own_counts() -> None:

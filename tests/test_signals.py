@@ -184,15 +184,19 @@ def test_what_signals_have_asked_for_holds_through_a_reload(
 
 def test_usr1_logs_status_and_all_stacks(bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path) -> None:
     bank.hog.enqueue(3.0)  # also of a worker whose interpreter is held by C code
-    work = workers.start("tests.apps.bank:app", "-w", "1")
+    work = workers.start("tests.apps.bank:app", "-w", "1", "--threads", "16", "--log-format", "text")
     wait_for(started(bank_file, "hog"))
     work.signal(signal.SIGUSR1)
     wait_for(lambda: "stacks of the housekeeper" in work.log(), what=f"stacks\n{work.log()}")
     log = work.log()
     assert "status: 1 worker, 1 busy" in log
+    assert log.count("Current thread") == 2, "of each process one"
+    assert "[...]" not in log
     assert "busy, 0 jobs run, 1 held" in log
     assert "bank.py" in log[log.index("stacks of worker") :]
     assert "_keep_house" in log[log.index("stacks of the housekeeper") :]
+    numbers = re.findall(r"stacks of worker \S+ \((\d+) of (\d+)\)\n    (?:Current t|T)hread", log)
+    assert len(numbers) >= 16, "a record for each thread"
 
 
 # --------------------------------------------------------------------------------------------------------- reload

@@ -11,6 +11,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 
+from pgqueue.supervisor.stacks import say
+
 log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -26,7 +28,7 @@ def fork(run: Callable[[], int], close: Iterable[int], dies_with_us: bool, stack
     """Fork a child that does ``run()`` and exits with its value. The pid.
 
     ``close``: descriptors that are not for the child. ``dies_with_us``: the kernel kills it when this process dies. ``stacks``:
-    where the child writes the stacks of its threads on SIGUSR1, and when it dies of a fault.
+    where the child writes the stacks of its threads on SIGUSR1, and when it dies of a fault (see stacks.py).
     """
     parent = os.getpid()
     sys.stdout.flush()
@@ -76,8 +78,9 @@ def _child(run: Callable[[], int], close: Iterable[int], parent: int, stacks: in
         code = run()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
-    except BaseException:
+    except BaseException as error:
         log.critical("the process ends with an internal error", exc_info=True)
+        say(stacks, f"{type(error).__qualname__}: {error}".partition("\n")[0])  # of the server's errors not the DETAIL
     finally:
         try:
             sys.stdout.flush()

@@ -16,6 +16,7 @@ from pgqueue.slots import Phase, Slots
 from pgqueue.supervisor.child import STABLE_AFTER, Death, Pause, Scratch, describe, is_stopped, kill_group
 from pgqueue.supervisor.fork import fork
 from pgqueue.supervisor.probe import Facts
+from pgqueue.supervisor.stacks import log_written
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +84,7 @@ class Housekeeping:
 
     def log_stacks(self) -> None:
         """What it has written of its stacks."""
-        if stacks := self.stacks.take():
-            log.warning("stacks of the housekeeper:\n%s", stacks.decode(errors="replace").strip())
+        log_written("the housekeeper", self.stacks.take())
 
     def forget(self) -> None:
         """It is gone."""

@@ -11,6 +11,7 @@ from pgqueue.config import Exit, WorkSettings
 from pgqueue.supervisor.child import Scratch, describe, kill_group
 from pgqueue.supervisor.fork import fork
 from pgqueue.supervisor.probe import Facts, probe, read_facts
+from pgqueue.supervisor.stacks import log_written
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +45,12 @@ class Probing:
 
     def answer(self, code: int) -> Facts | int:
         """What it has found out, or the exit code that says why not (0: all is well, of a command)."""
-        facts, stacks = self._facts.take(), self._stacks.take().decode(errors="replace").strip()
+        facts, stacks = self._facts.take(), self._stacks.take()
         self._facts.close()
         self._stacks.close()
         if code == 0:
             return read_facts(facts) if facts else 0
         if code < 0:
             log.error("the process that looks whether %s can be worked for was %s", self._target, describe(code))
-            if stacks:
-                log.error("%s", stacks)
+            log_written("that process", stacks, logging.ERROR)
         return code if code > 0 else Exit.CRASH_LOOP

@@ -61,7 +61,7 @@ class Reload:
             self._last += 1
             self._change_to(self._last, answer)
 
-    def follow(self, nobody_boots: bool) -> bool:
+    def follow(self, why_nobody_boots: str | None) -> bool:
         """See how it goes. True: another signal came meanwhile, and it is time to begin again."""
         if self.probing is not None:
             self.probing.enforce_limit()
@@ -70,13 +70,22 @@ class Reload:
             if self._all_replaced():
                 log.info("reloaded: all workers are of generation %d", generation)
                 self._end()
-            elif nobody_boots and not any(child.booted and child.generation == generation for child in self._workers):
-                log.error("not reloaded: no worker of generation %d starts, generation %d stays", generation, self._before[0])
+            elif why_nobody_boots is not None and not self._any_of(generation):
+                stays = self._before[0]
+                log.error(
+                    "not reloaded: no worker of generation %d starts (%s), generation %d stays",
+                    generation,
+                    why_nobody_boots,
+                    stays,
+                )
                 self._workers.call_off_successors()
                 self._change_to(*self._before)
                 self._end()
         again, self._again = self._again and not self.under_way, self._again and self.under_way
         return again
+
+    def _any_of(self, generation: int) -> bool:
+        return any(child.booted and child.generation == generation for child in self._workers)
 
     def _all_replaced(self) -> bool:
         return all(

@@ -41,8 +41,9 @@ class Report:
 
     def log_all(self, doing: str) -> None:
         """Status now, and stacks when all have had the time to write them."""
-        workers = "".join(f"\n{self._line_of(child)}" for child in self._workers)
-        log.info("status: %s, generation %d%s", self._line(doing), self._workers.generation, workers)
+        log.info("status: %s, generation %d", self._line(doing), self._workers.generation)
+        for child in self._workers:
+            log.info("status of %s", self._line_of(child))
         for pid in (*(child.pid for child in self._workers), self._housekeeping.pid):
             if pid:
                 tell(pid, signal.SIGUSR1)

@@ -57,6 +57,7 @@ class Supervisor:
         self._orphans = Orphans()
         self._sources: Sources | None = None
         self._boot_failures = 0
+        self._boot_error = ""  # of the last one
 
     def run(self) -> int:
         try:
@@ -216,7 +217,7 @@ class Supervisor:
     def _follow_reload(self) -> None:
         if self._stopping.under_way:
             return
-        again = self._reload.follow(nobody_boots=self._boot_failures >= BOOT_FAILURES)
+        again = self._reload.follow(self._boot_error if self._boot_failures >= BOOT_FAILURES else None)
         if again or (self._sources is not None and self._sources.have_changed()):
             self._begin_reload()
 
@@ -272,7 +273,9 @@ class Supervisor:
             self._boot_failures = 0
         elif child not in self._workers.leaving:
             self._boot_failures += 1
-        log_stacks(child)
+        said = log_stacks(child)
+        if not child.booted:
+            self._boot_error = said or how
         self._workers.remove(child)
         self._report.of_the_dead += child.slot.done
         self._slots.fold(child.slot)
@@ -282,7 +285,7 @@ class Supervisor:
         log.log(logging.WARNING if death.reason else logging.INFO, "worker %s ended: %s", child.worker, how)
         works = any(other.booted for other in self._workers)
         if self._boot_failures >= BOOT_FAILURES and not works and not self._stopping.under_way:
-            log.error("no worker can start (%d failures in a row), giving up", self._boot_failures)
+            log.error("no worker can start (%d failures in a row), giving up: %s", self._boot_failures, self._boot_error)
             self._stopping.give_up(self.settings.drain_timeout)
 
     def _hear_housekeeper(self) -> None:

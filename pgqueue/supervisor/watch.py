@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pgqueue.config import WorkSettings
 from pgqueue.supervisor.child import Child, is_stopped, tell
+from pgqueue.supervisor.stacks import log_written
 from pgqueue.supervisor.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -55,10 +56,9 @@ def _has_said_last_words(child: Child) -> bool:
     return time.monotonic() > child.condemned + LAST_WORDS
 
 
-def log_stacks(child: Child) -> None:
-    """What it has written of its stacks."""
-    if stacks := child.stacks.take():
-        log.warning("stacks of worker %s:\n%s", child.worker, stacks.decode(errors="replace").strip())
+def log_stacks(child: Child) -> str:
+    """What it has written of its stacks. What it has said beside them."""
+    return log_written(f"worker {child.worker}", child.stacks.take())
 
 
 def _see_whether_worn_out(child: Child, most: int) -> None:
@@ -66,7 +66,12 @@ def _see_whether_worn_out(child: Child, most: int) -> None:
     if most and child.worn_out is None:
         child.memory = private_memory(child.pid)
         if child.memory > most:
-            child.worn_out = f"it needs {child.memory >> 20} MB"
+            child.worn_out = f"it needs {child.memory >> 20} MB of its own"
+            if not child.slot.done:
+                log.warning(
+                    "worker %s needs %d MB of its own before it has run a job: raise --max-memory, which is %d MB",
+                    child.worker, child.memory >> 20, most >> 20,
+                )  # fmt: skip
 
 
 def private_memory(pid: int) -> int:

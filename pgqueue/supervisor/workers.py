@@ -7,12 +7,14 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from pgqueue.config import WorkSettings
 from pgqueue.failpoints import failpoint
 from pgqueue.slots import Order, Phase, Slot, Slots
 from pgqueue.supervisor.child import STABLE_AFTER, Child, Place, Scratch, kill_group, poke
 from pgqueue.supervisor.fork import fork
+from pgqueue.supervisor.stacks import say
 from pgqueue.worker.process import work
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Workers:
         self._wakes = wakes
         self._private = private
         self._most = (len(slots) - SPARE_SLOTS) // 2
+        self._no_room = False  # and that was said
 
     def __iter__(self) -> Iterator[Child]:
         for place in self.places:
@@ -78,10 +81,14 @@ class Workers:
             if old is None:
                 continue
             if new is not None and new.booted:
+                if old.worn_out:
+                    place.pause.died(now, well=old.slot.done > 0)  # one that has done nothing says that the next will not either
                 self._dismiss(old)
                 place.child, place.successor = new, None
             elif new is None and self._wants_another(old) and now >= place.pause.until and booting < 1 + len(self.places) // 4:
                 place.successor = self._start()
+                if old.worn_out and place.successor is not None:
+                    log.info("worker %s is replaced: %s", old.worker, old.worn_out)
                 booting += 1
 
     def call_off_successors(self) -> None:
@@ -101,7 +108,11 @@ class Workers:
     def _start(self) -> Child | None:
         slot = self._unused_slot()
         if slot is None:
-            return None  # those that leave have them all
+            if not self._no_room:
+                log.warning("no worker can be started until one of the %d that leave has ended its jobs", len(self.leaving))
+            self._no_room = True
+            return None
+        self._no_room = False
         worker, settings = str(uuid.uuid4()), self.settings
         wake, stacks = self._wakes[slot.index], Scratch()
         most_jobs = settings.max_jobs and random.randint(settings.max_jobs - settings.max_jobs // 10, settings.max_jobs)  # noqa: S311
@@ -111,7 +122,8 @@ class Workers:
         others = [descriptor for pair in self._wakes if pair is not wake for descriptor in pair]
         child_stacks = [child.stacks.descriptor for child in self]
         close = [*self._private(), *others, *child_stacks]
-        pid = fork(lambda: work(settings, worker, slot, wake, most_jobs), close, True, stacks.descriptor)
+        tell = partial(say, stacks.descriptor)
+        pid = fork(lambda: work(settings, worker, slot, wake, most_jobs, tell), close, True, stacks.descriptor)
         slot.pid = pid
         log.info("worker %s started", worker, extra={"worker_pid": pid})
         return Child(pid, worker, slot, time.monotonic(), self.generation, stacks, most_jobs)

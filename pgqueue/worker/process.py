@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pgqueue import database, protocol
 from pgqueue.app import App, Hook
@@ -28,8 +28,10 @@ from pgqueue.worker.turns import Turns
 log = logging.getLogger(__name__)
 
 
-def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int], most_jobs: int = 0) -> int:
-    """Run jobs until told to drain, or until there were so many. The exit code."""
+def work(
+    settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int], most_jobs: int, say: Callable[[str], None]
+) -> int:
+    """Run jobs until told to drain, or until there were so many (0: no end). The exit code. ``say``: why it cannot start."""
     process.is_worker, process.role, process.worker = True, "worker", worker
     slot.ticks.tick()
     try:
@@ -37,6 +39,7 @@ def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int],
         served = served_queues(app, settings.queues)
     except Configuration as error:
         log.error("%s", error)
+        say(str(error))
         return Exit.CONFIG
     failpoint("dispatch.forked")
     if settings.dsn:  # beats what the App says, for what its jobs enqueue too
@@ -52,8 +55,9 @@ def work(settings: WorkSettings, worker: str, slot: Slot, wake: tuple[int, int],
     threads, loop = runners(app, settings, dsn, worker, max_bytes)
     try:
         call_hooks(app, "worker_start", loop)
-    except Exception:
+    except Exception as error:
         log.exception("a worker_start hook failed: this worker ends")
+        say(f"a worker_start hook failed with {type(error).__qualname__}: {database.brief(error)}")
         return Exit.FAILED
     slot.phase = Phase.BUSY
     serve(app, served, slot, worker, wake, threads, loop, most_jobs)
