@@ -25,7 +25,7 @@ from pgqueue.meter import Meter
 from pgqueue.metrics import LOG_DROPPED
 
 LONGEST = 4096  # bytes: a pipe takes so many as one piece, or none of them
-FIELDS = ("role", "pid", "worker", "job_id", "workflow", "queue", "attempt", "step", "duration_ms")
+FIELDS = ("role", "pid", "worker", "job_id", "workflow", "queue", "attempt", "step", "duration_ms", "logger")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SHORTEST_SECRET = 4  # characters: to hide less would make every record unreadable
 
@@ -62,6 +62,8 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         known = {"role": process.role, "pid": os.getpid(), "worker": process.worker, **log_fields()}
+        if record.name.partition(".")[0] != "pgqueue":
+            known["logger"] = record.name
         given = {name: getattr(record, name) for name in FIELDS if getattr(record, name, None) is not None}
         fields = {name: self._field(value) for name, value in {**known, **given}.items() if value is not None}
         error = record.exc_info[1] if record.exc_info else None
@@ -153,6 +155,18 @@ class Handler(logging.Handler):
         self.on_drop()
 
 
+class Others(logging.Handler):
+    """What libraries say of which nobody has said where it goes: warnings and errors go where ours do. Whoever configures logging
+    (a handler of the root logger is enough) decides for himself."""
+
+    def __init__(self, ours: Handler) -> None:
+        super().__init__(logging.WARNING)
+        self._ours = ours
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._ours.emit(record)
+
+
 Writer = tuple[Callable[[bytes], Any], Callable[[], None]]
 
 
@@ -190,6 +204,7 @@ def log_to_stderr(level: int = logging.INFO, format: str = "auto") -> Handler:
     logger.setLevel(level)
     logger.propagate = False
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    logging.lastResort = Others(handler)
     return handler
 
 

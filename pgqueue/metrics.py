@@ -87,7 +87,7 @@ RECOVERY = _local(
 )
 DB_ERRORS = _local("counter", "db_errors_total", "Lost or refused connections to the database.", "op")
 LOG_DROPPED = _local("counter", "log_records_dropped_total", "Log records dropped because stderr took no more.")
-INFO = _local("gauge", "info", "Always 1.", "version")
+INFO = _local("gauge", "info", "Always 1: what a supervisor is, and works for.", "version", "app", "queues")
 
 # ----------------------------------------------------------- of the database: shown by one supervisor, or by ``pgqueue exporter``
 

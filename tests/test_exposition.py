@@ -22,6 +22,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from chaos.commits import HeldCommits, ghost_standby
+from pgqueue._version import __version__
 from pgqueue.config import Address
 from pgqueue.database import run
 from pgqueue.housekeeper.exposition import Exposition, Health
@@ -117,6 +118,7 @@ def test_everything_is_counted(counted_db: psycopg.Connection[Any], workers: Wor
     assert value(found, "pgqueue_claims_total", result="jobs") == value(found, "pgqueue_claim_batch_count") > 0
     assert value(found, "pgqueue_workers", state="booting") == 0
     assert sum(v for (name, _), v in found.items() if name == "pgqueue_workers") == 2
+    assert value(found, "pgqueue_info", version=__version__, app="tests.apps.counted:app", queues="default,other") == 1
     assert value(found, "pgqueue_queue_limit", queue="other") == 3
     assert value(found, "pgqueue_conflicts_total") == 0
     assert value(found, "pgqueue_table_bytes", table="job") > 0
@@ -229,7 +231,7 @@ def test_a_port_that_is_taken_is_waited_for(counted_db: psycopg.Connection[Any],
 
 def test_what_the_probes_say() -> None:
     slots, health = Slots(2), Health()
-    pages = Exposition(slots, health)
+    pages = Exposition(slots, health, "shop:app", ["default"])
     assert pages.livez() == Answer(503, b"the supervisor has not gone round for inf s\n")
     slots.supervisor.tick()
     assert pages.livez().status == 200

@@ -397,6 +397,10 @@ def test_records_of_a_job_know_it(counted_db: psycopg.Connection[Any], workers: 
         assert (record["role"], record["level"]) == ("worker", "INFO")
         assert len(record["worker"]) == 36
     assert ("step" in body, step["step"], thread["step"]) == (False, 1, 1)
+    [library] = said("of a library")
+    assert (library["logger"], library["job_id"], library["step"]) == ("a.library", job.id, 1)
+    assert "logger" not in body
+    assert "not even this" not in work.log()
     [end] = said("a run has ended")
     assert end["duration_ms"] > 0
     assert end["job_id"] == job.id

@@ -141,12 +141,13 @@ def test_one_process_looks_at_the_database(
 
 
 def test_the_exporter(counted_db: psycopg.Connection[Any]) -> None:
+    """Where the image says, which is where its health check asks."""
     port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pgqueue", "exporter", "--metrics", str(port)], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+    there = {**os.environ, "PGQUEUE_METRICS": f"0.0.0.0:{port}"}
+    process = subprocess.Popen([sys.executable, "-m", "pgqueue", "exporter"], cwd=ROOT, env=there, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: get(port, "/readyz")[0] == 200)
+        subprocess.run([sys.executable, "-m", "pgqueue", "health", "live"], cwd=ROOT, env=there, check=True)
         counted.see.enqueue("x")
         found = wait_for(
             lambda: (now := samples(port)) and value(now, "pgqueue_queue_jobs", queue="default", state="ready") and now

@@ -29,7 +29,14 @@ def health(what: str, metrics: str | None) -> None:
 
 
 @click.command()
-@click.option("--metrics", type=ADDRESS, default="127.0.0.1:9910", show_default=True, help="Where to answer /metrics.")
+@click.option(
+    "--metrics",
+    type=ADDRESS,
+    envvar="PGQUEUE_METRICS",
+    default="127.0.0.1:9910",
+    show_default=True,
+    help="Where to answer /metrics.",
+)
 @click.option("--log-format", type=click.Choice(("auto", "text", "json")), default="auto", show_default=True)
 @dsn_option
 def exporter(metrics: str, log_format: str, dsn: str | None) -> None:

@@ -28,10 +28,13 @@ def rights(case: Case) -> Iterator[Finding]:
             case.ask(protocol.heartbeat([worker]))
             case.ask(protocol.claim(worker, new_token(), nowhere, nowhere, 1, [0] * 20))
     except psycopg.errors.InsufficientPrivilege as refusal:
-        yield error(
+        is_reader = case.ask(questions.settings(["is_reader_role"])).get("is_reader_role") == "true"
+        yield (note if is_reader else error)(
             "rights",
             f"this role cannot do what workers do: {refusal.diag.message_primary}",
-            "run workers as the owner of the schema, or as a role that was given the rights of a worker",
+            "that is as it should be for a role that is to look (pgqueue_reader)"
+            if is_reader
+            else "run workers as the owner of the schema, or as a role that was given the rights of a worker",
         )
     except psycopg.errors.ReadOnlySqlTransaction:
         pass  # said by the check of the settings

@@ -4,6 +4,7 @@ an answer needs neither the database nor the supervisor, and delays neither."""
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgqueue._version import __version__
@@ -33,7 +34,8 @@ class Health:
 class Exposition:
     """The pages of one supervisor."""
 
-    def __init__(self, slots: Slots, health: Health) -> None:
+    def __init__(self, slots: Slots, health: Health, app: str, queues: Sequence[str]) -> None:
+        self._what = (__version__, app, ",".join(queues))
         self._slots = slots
         self._health = health
         self._last: Values = {}
@@ -81,7 +83,7 @@ class Exposition:
         for slot in self._slots.used():
             paused = slot.order == Order.PAUSE and slot.phase == Phase.IDLE  # as long as it runs something, it is busy
             states["draining" if slot.order == Order.DRAIN else "paused" if paused else slot.phase.name.lower()] += 1
-        return {WORKERS: {(state,): [amount] for state, amount in states.items()}, INFO: {(__version__,): [1.0]}}
+        return {WORKERS: {(state,): [amount] for state, amount in states.items()}, INFO: {self._what: [1.0]}}
 
 
 def _verdict(problems: list[str]) -> Answer:

@@ -86,7 +86,8 @@ class Housekeeper:
         count_dropped(self._meter)
         Heartbeat(self._dsn, self._name, self._settings.beat, self._workers, self._report_fenced, self._meter).start()
         if self._settings.metrics:
-            Exposition(self._slots, self._health).serve(self._settings.metrics, self._dsn, self._meter)
+            pages = Exposition(self._slots, self._health, self._settings.target, self._queues)
+            pages.serve(self._settings.metrics, self._dsn, self._meter)
         tries = 0
         while True:
             self._slots.housekeeper.ask()

@@ -12,6 +12,7 @@ GRANT EXECUTE ON FUNCTION pgqueue.enqueue_workflow, pgqueue.enqueue_workflows, p
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pgqueue TO pgqueue_worker;
 REVOKE INSERT, UPDATE, DELETE ON pgqueue.migration, pgqueue.installation FROM pgqueue_worker;
 GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA pgqueue TO pgqueue_worker;
+REVOKE UPDATE ON SEQUENCE pgqueue.conflict FROM pgqueue_worker;                -- counted, and taken back by the owner only
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgqueue TO pgqueue_worker;
 
 -- Readers: what is where, and how much. No inputs, results or errors (of those that failed last, the type of the error).

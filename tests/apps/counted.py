@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import Any
@@ -70,6 +71,8 @@ def noisy(secret: str) -> int:
 def log() -> None:
     logger = current().logger
     logger.info("in the step")
+    logging.getLogger("a.library").info("not even this")
+    logging.getLogger("a.library").warning("of a library")
     thread = threading.Thread(target=lambda: logger.info("in a thread"))
     thread.start()
     thread.join()
