@@ -33,8 +33,8 @@ _PLACES = "SELECT id::text, (input::json ->> 'n')::int FROM pgqueue.job_values W
 AT_ONCE = 4  # jobs that a worker can be running: one def, and three on the event loop
 #: Jobs that kill the process that they run in.
 KILLERS = (unruly.changes.name, *(getattr(zoo, name).name for name, (_, _, dies) in zoo.EXPECTED.items() if dies))
-#: Jobs that nobody enqueues from outside, or that producers with a journal of their own do.
-FROM_INSIDE = (bank.strike.name, bank.order.name, bank.tell.name)
+#: Jobs that producers with a journal of their own enqueue.
+FROM_INSIDE = (bank.order.name,)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _plain_steps(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     if arena.lossy:
         return Verdict([], "not judged: checkpoints of steps were lost in failovers, so steps may run again", judged=False)
     fenced = int(conn.execute("SELECT count(DISTINCT worker) FROM pgqueue.attempts WHERE kind = 'lost'").fetchone()[0])  # type: ignore[index]
-    found = plain_steps.judge(conn, arena.outside, arena.interrupted + fenced, AT_ONCE)
+    found = plain_steps.judge(conn, arena.outside, arena.interrupted + fenced, AT_ONCE, bool(arena.counts["PostgreSQL crashes"]))
     arena.count(plain_steps.AGAIN, found.again)
     arena.count(plain_steps.LATE, found.late)
     return Verdict(found.wrong, "runs", seen=found.runs)
@@ -108,6 +108,7 @@ def _plain_steps(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
 
 def _conservation(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     wrong = conservation.check_ids(conn, arena.attempted, arena.enqueued, FROM_INSIDE, lossy=bool(arena.lossy))
+    wrong += conservation.check_grants(conn)
     journal = conservation.Journal.read(arena.journal)
     if arena.lossy:
         journal.acknowledged.clear()  # they were, by a server that is no more

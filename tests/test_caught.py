@@ -1,4 +1,4 @@
-"""What only a wrong pgqueue does, and no other test would notice: see chaos/mutants.py."""
+"""What only a wrong pgqueue does, and no other test would notice: see chaos/mutations.py."""
 
 from __future__ import annotations
 

@@ -459,7 +459,13 @@ def test_charges_can_fail(done: Connection) -> None:
     worker, name = ID.format(7), done.execute("SELECT name FROM pgqueue.job WHERE id = %s", (jobs[0],)).fetchall()[0][0]
 
     def wrong(
-        started: list[str] | None, *charged: str, killed: int = 0, killer: str = "", fence: bool = True, at_once: int = 2
+        started: list[str] | None,
+        *charged: str,
+        killed: int = 0,
+        killer: str = "",
+        fence: bool = True,
+        at_once: int = 2,
+        said: str = "",
     ) -> str:
         with done.transaction(force_rollback=True):
             seen = "INSERT INTO worker_history (id, event, pid, reason, started) VALUES (%s, %s, 4711, %s, %s)"
@@ -468,9 +474,9 @@ def test_charges_can_fail(done: Connection) -> None:
                 done.execute(seen, (worker, "fenced", "exit code 1", started))
             for job in charged:
                 done.execute(
-                    "INSERT INTO pgqueue.attempt (job_id, claim, kind, checkpoints, worker, ended_at)"
-                    " VALUES (%s, 1, 'crash', 0, %s, clock_timestamp())",
-                    (job, worker),
+                    "INSERT INTO pgqueue.attempt (job_id, claim, kind, checkpoints, worker, error, ended_at)"
+                    " VALUES (%s, 1, 'crash', 0, %s, json_build_object('message', %s::text), clock_timestamp())",
+                    (job, worker, said),
                 )
             return "; ".join(charges.check(done, [killed], [killer], at_once))
 
@@ -483,6 +489,8 @@ def test_charges_can_fail(done: Connection) -> None:
     assert wrong(None, jobs[0]) == "", "its lease ran out, and it had one job"
     assert "2 jobs were charged" in wrong(None, *jobs)
     assert "nobody has fenced it" in wrong(None, jobs[0], fence=False)
+    assert wrong([], jobs[0], said=charges.GONE) == ""
+    assert "given behind its end" in wrong([], *jobs, said=charges.GONE)
 
 
 def test_conservation_of_chosen_ids_can_fail(done: Connection) -> None:
@@ -496,6 +504,19 @@ def test_conservation_of_chosen_ids_can_fail(done: Connection) -> None:
     assert "nobody tried" in conservation.check_ids(done, set(), set(), inside)[0]
     done.execute("DELETE FROM pgqueue.outcome")
     assert "not finished" in conservation.check_ids(done, ids, ids, inside)[0]
+
+
+def test_conservation_of_jobs_from_inside_can_fail(ticked: Connection) -> None:
+    """Each grant has told somebody; and each strike is of a schedule."""
+    assert conservation.check_grants(ticked) == []
+    ids = {row[0] for row in ticked.execute("SELECT id::text FROM pgqueue.job WHERE parent IS NULL").fetchall()}
+    strikes = {row[0] for row in ticked.execute("SELECT id::text FROM pgqueue.job WHERE name = %s", (bank.strike.name,))}
+    assert strikes
+    assert conservation.check_ids(ticked, ids - strikes, set(), ()) == []
+    ticked.execute("UPDATE pgqueue.job SET policy = policy - 'meta' WHERE name = %s", (bank.strike.name,))
+    assert "nobody tried" in conservation.check_ids(ticked, ids - strikes, set(), ())[0], "of no schedule"
+    ticked.execute("DELETE FROM pgqueue.job WHERE name = %s AND parent IS NOT NULL", (bank.tell.name,))
+    assert "2 grants have enqueued a job each, and there are 0" in conservation.check_grants(ticked)[0]
 
 
 # ------------------------------------------------------------------------------ what is found while a round is under way

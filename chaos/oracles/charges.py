@@ -2,8 +2,8 @@
 
 Fails where a job is charged twice for one run of it; where it is charged although its worker was drained, fenced or stopped and
 nothing says that the job had begun there; where more jobs of a worker are charged than it can be running; and where jobs are
-charged with the death of a worker that nobody has killed. Where a lease ran out, nobody knows what had begun: then the only job
-of a worker is charged, and no other.
+charged with the death of a worker that nobody has killed. Where a lease ran out, or a claim was committed behind the end of its
+worker, nobody knows what had begun: then the only job that the worker has is charged, and no other.
 
 Needs the history of claims (claim_history.py), which has who was fenced why.
 """
@@ -19,12 +19,15 @@ import psycopg
 
 #: Workers by their deaths: a fence without `started` is of somebody who knows nothing of what had begun.
 _CHARGED = """
-SELECT a.worker::text, w.pid, f.reason, f.started::text[], a.job_id::text, a.claim, j.name
+SELECT a.worker::text, w.pid, f.reason, f.started::text[], a.job_id::text, a.claim, j.name, a.error::json ->> 'message'
   FROM pgqueue.attempt a JOIN pgqueue.job j ON j.id = a.job_id
   LEFT JOIN worker_history w ON w.id = a.worker AND w.event = 'registered'
   LEFT JOIN worker_history f ON f.id = a.worker AND f.event = 'fenced'
  WHERE a.kind = 'crash' ORDER BY a.worker
 """
+
+
+GONE = "its worker is gone"  # said of jobs whose worker is in no table any more
 
 
 class Charge(NamedTuple):
@@ -37,6 +40,7 @@ class Charge(NamedTuple):
     job: str
     claim: int
     name: str
+    said: str | None
 
 
 def check(conn: psycopg.Connection[Any], killed: Iterable[int], killers: Iterable[str], at_once: int) -> list[str]:
@@ -55,11 +59,15 @@ def _wrong(charges: list[Charge], killed: frozenset[int], killers: frozenset[str
     worker = charges[0]
     by_hand = worker.pid in killed or any(charge.name in killers for charge in charges)
     wrong = []
-    if worker.reason is None:
+    behind = [charge for charge in charges if charge.said == GONE]
+    if len(behind) > 1:
+        wrong.append(f"{len(behind)} jobs were charged that it was given behind its end")
+    charges = [charge for charge in charges if charge.said != GONE]
+    if charges and worker.reason is None:
         wrong.append("its jobs were charged, and nobody has fenced it")
     if worker.started is not None:
-        wrong += [f"job {c.job} was charged, and had not begun ({c.reason})" for c in charges if c.job not in worker.started]
-        if not by_hand:
+        wrong += [f"job {c.job} was charged, and had not begun ({c.said})" for c in charges if c.job not in worker.started]
+        if charges and not by_hand:
             wrong.append(f"{len(charges)} jobs were charged with its death, and nobody has killed it ({worker.reason})")
     if len(charges) > (at_once if worker.started is not None or by_hand else 1):
         wrong.append(f"{len(charges)} jobs were charged with its death ({worker.reason})")

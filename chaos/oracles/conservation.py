@@ -13,6 +13,8 @@ from typing import Any
 
 import psycopg
 
+from chaos.workloads import bank
+
 _JOBS = """
 SELECT (v.input::json ->> 'number')::int, count(*), bool_and(v.status <> 'active')
   FROM pgqueue.job_values v WHERE v.name = %s GROUP BY 1
@@ -54,14 +56,20 @@ def check(conn: psycopg.Connection[Any], journal: Journal, name: str = "chaos.wo
 
 
 _IDS = "SELECT j.id::text, o.job_id IS NOT NULL FROM pgqueue.job j LEFT JOIN pgqueue.outcome o ON o.job_id = j.id"
-_NOT_FROM_OUTSIDE = " WHERE j.parent IS NULL AND j.name <> ALL (%s)"
+#: Those of schedules are the business of ticks.py.
+_NOT_FROM_OUTSIDE = " WHERE j.parent IS NULL AND j.name <> ALL (%s) AND NOT coalesce(j.policy -> 'meta' ? 'schedule', false)"
+_GRANTED = """
+SELECT (SELECT count(*) FROM pgqueue.outcome o JOIN pgqueue.job j ON j.id = o.job_id
+         WHERE j.name = %s AND o.status = 'succeeded'),
+       (SELECT count(*) FROM pgqueue.job j WHERE j.name = %s AND j.parent IS NOT NULL)
+"""
 
 
 def check_ids(
     conn: psycopg.Connection[Any], attempted: set[str], acknowledged: set[str], from_inside: tuple[str, ...], lossy: bool = False
 ) -> list[str]:
-    """The same for jobs whose ids their producer has chosen. ``from_inside``: names of jobs that jobs, schedules and other
-    producers enqueue. ``lossy``: a failover has lost acknowledged commits, as it may."""
+    """The same for jobs whose ids their producer has chosen. ``from_inside``: names of jobs that other producers enqueue.
+    ``lossy``: a failover has lost acknowledged commits, as it may."""
     jobs = dict(conn.execute(_IDS + _NOT_FROM_OUTSIDE, (list(from_inside),)).fetchall())
     there = dict(conn.execute(_IDS).fetchall())
     findings = {
@@ -70,3 +78,9 @@ def check_ids(
         "there, and nobody tried to enqueue them": jobs.keys() - attempted,
     }
     return [f"{what}: {len(ids)}, among them {sorted(ids)[:5]}" for what, ids in findings.items() if ids]
+
+
+def check_grants(conn: psycopg.Connection[Any]) -> list[str]:
+    """Each grant of the bank enqueues one job in its transaction, and nobody else does that inside of a job."""
+    [(grants, told)] = conn.execute(_GRANTED, (bank.grant.name, bank.tell.name)).fetchall()
+    return [f"{grants} grants have enqueued a job each, and there are {told} of these jobs"] if grants != told else []
