@@ -1137,6 +1137,8 @@ def test_backfill_command(conn: Connection, clock: Clock, pgqueue: Callable[...,
         ("--from", "2026-01-01", "--to", "2027-01-01"): "--to is in the future",
         ("--from", "2026-03-31", "--to", "2026-03-28", "--yes"): r"--from .2026-03-31. is later than --to .2026-03-28.",
         ("--from", "2027-01-01", "--dry-run"): "is later than --to .now.",
+        ("--from", "0001-01-01", "--dry-run"): "from the year 1900 on",
+        ("--from", "2026-01-01", "--to", "9999-12-31T23:59:59-14:00"): "from the year 1900 on",
     }.items():
         with pytest.raises(BadValue, match=message):
             pgqueue(*backfill, *arguments)

@@ -149,4 +149,6 @@ def _moment(text: str, timezone: str) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{text!r} is no time: give it as 2026-03-01, 2026-03-01T09:00 or 2026-03-01T09:00:00+01:00") from None
+    if not 1900 <= moment.year <= 9000:
+        raise ValueError(f"{text!r} is no time of a backfill: from the year 1900 on")
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=zone_of(timezone))).astimezone(UTC)
