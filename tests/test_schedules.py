@@ -741,10 +741,18 @@ def test_one_that_cannot_tick_does_not_keep_the_others(conn: Connection, clock: 
     assert "no cron expression" in problems["bad"]
     assert "no time zone" in problems["zone"]
     assert "there is no queue" in problems["gone"]
+    late = dict(conn.execute("SELECT name, next_at FROM pgqueue.schedules WHERE problem IS NOT NULL").fetchall())
+    assert late == dict.fromkeys(("bad", "zone", "gone"), BEGIN + MINUTE)  # not when it is tried again: the alert is about this
+    metrics = conn.execute("SELECT labels[1], value FROM pgqueue.job_metrics() WHERE metric ~ 'schedule_next_run'").fetchall()
+    assert {name: value for name, value in metrics if name != "f"} == {name: at.timestamp() for name, at in late.items()}
     said = [record.message for record in caplog.records if "cannot tick" in record.message]
     assert [message.split()[1] for message in said] == ["bad", "zone", "gone"]  # once, however often they are tried
+    run(conn, protocol.pause_schedule("zone"))
+    assert run(conn, protocol.resume_schedule("zone"))  # counts from now on
     conn.execute("SELECT pgqueue.add_schedule('bad', 'f', cron => '0 62 * * *')")
     tick_all(conn)
+    resumed = conn.execute("SELECT next_at FROM pgqueue.schedules WHERE name = 'zone'").fetchone()
+    assert resumed == (clock.now,)
     assert "cannot tick: '0 62 * * *' is no cron expression" in caplog.records[-1].message
     conn.execute("UPDATE pgqueue.schedule SET queue = NULL, grace = 3600 WHERE name = 'gone'")
     clock.forward(20 * SECOND)

@@ -42,7 +42,9 @@ BEGIN
       FROM (SELECT * FROM pgqueue.schedule s WHERE s.declared ORDER BY s.name LIMIT 1000) s
      CROSS JOIN LATERAL (VALUES
             ('pgqueue_schedule_last_run_timestamp_seconds', s.last_at),
-            ('pgqueue_schedule_next_run_timestamp_seconds', CASE WHEN NOT s.paused AND isfinite(s.next_at) THEN s.next_at END)) v(metric, at)
+            ('pgqueue_schedule_next_run_timestamp_seconds',
+                CASE WHEN s.paused OR NOT isfinite(s.next_at) THEN NULL WHEN s.problem IS NULL THEN s.next_at
+                     ELSE coalesce(s.late_since, s.done_until) END)) v(metric, at)
      WHERE v.at IS NOT NULL;
     RETURN QUERY
     SELECT 'pgqueue_conflicts_total', '{}'::text[], CASE WHEN c.is_called THEN c.last_value ELSE 0 END::float8 FROM pgqueue.conflict c;

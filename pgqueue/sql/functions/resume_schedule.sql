@@ -8,7 +8,7 @@ DECLARE
 BEGIN
     UPDATE pgqueue.schedule o
        SET paused = false, paused_by = NULL, revision = o.revision + 1, done_until = greatest(o.done_until, pgqueue.clock()),
-           next_at = '-infinity'
+           next_at = '-infinity', problem = NULL
      WHERE o.name = s.name AND o.paused;
     RETURN s.paused;
 END
