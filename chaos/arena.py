@@ -6,6 +6,7 @@ Faults (chaos/faults) break what is in here. Several of them do at the same time
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -19,9 +20,11 @@ import psycopg
 
 from chaos import history
 from chaos.controller import Controller
+from chaos.outages import Outages
 from chaos.pooler import Pooler
 from chaos.processes import Host, send_signal, session
 from chaos.server import Server
+from chaos.threads import Threads
 from chaos.waiting import wait_for
 from chaos.wire import Proxy
 from chaos.workloads import bank, town, unruly
@@ -107,6 +110,7 @@ class Arena:
         self.counts: Counter[str] = Counter()  # SIGKILLs, pauses, crashes: what is asked of a soak
         self.ways: dict[int, str | None] = {}  # of each host: the DSN that it was given, if it was
         self.injected: Counter[str] = Counter()
+        self.empty: Counter[str] = Counter()  # faults that found nothing to break
         self.events: list[tuple[float, str, str]] = []  # when, which fault, what was done
         self.losses: list[Loss] = []
         self.specimens: dict[str, Specimen] = {}
@@ -116,14 +120,16 @@ class Arena:
         self.enqueued: set[str] = set()  # acknowledged
         self.attempted: set[str] = set()
         self.interrupted = 0  # steps that a fault can have interrupted
-        self.lossy = 0  # times that acknowledged commits were lost
-        self.lost_commits: list[int] = []
+        self.lossy = 0  # times that acknowledged commits may have been lost
+        self.lost_commits: list[int] = []  # how many steps and outcomes were lost each time; perhaps none
         self.steps_of_the_clock = 0
+        self.outages = Outages()
         self.accepted: list[tuple[str, float]] = []  # moments at which the server answered again, after it was down
         self.bounds: dict[str, float] = {}  # of kinds of losses: seconds within which their jobs are to run again
         self.logs = 0  # of servers that followed each other
         self.slot: str | None = None  # of the server's log, where that can be read
         self.findings: list[str] = []  # what is wrong, and is nobody's oracle
+        self.threads = Threads(self.findings, self.chaos.note)
         self.began = time.time()
         self.calm = 0.0  # when the faults had stopped
         self.ticking: list[datetime] = []  # since when there is a schedule, and until when it has to tick
@@ -173,29 +179,42 @@ class Arena:
         with self._lock:
             self._started += 1
             preloads = self.setup.preload and self._started % 3 != 0
-        host = self.chaos.start(*options, *(["--preload"] if preloads else []), *(["--dsn", dsn] if dsn else []))
+        host = self.chaos.start(*options, *(["--preload"] if preloads else []), dsn=dsn)
         with self._lock:
             self.hosts.append(host)
             self.ways[host.pid] = dsn
         return host
 
-    def forget(self, host: Host) -> None:
-        """A host that is to end: nobody is to start it again."""
+    def forget(self, host: Host) -> bool:
+        """A host that is to end: nobody is to start it again. False where somebody else has forgotten it already."""
         with self._lock:
-            if host in self.hosts:
-                self.hosts.remove(host)
+            if host not in self.hosts:
+                return False
+            self.hosts.remove(host)
+            return True
 
     def keep_hosts(self) -> None:
-        """As a service manager: whatever has ended is started again. In a thread, until the round is over."""
+        """As a service manager: whatever has ended is started again, and what no fault has ended is a finding. In a thread, until
+        the round is over."""
         while not self.over.wait(0.1):
             for host in list(self.hosts):
-                if not host.alive:
-                    self.forget(host)
+                if not host.alive and self.forget(host):
+                    code = host.wait()
+                    self.chaos.note("a supervisor has ended", pid=host.pid, code=code)
+                    if not self.forgiven(host, code):
+                        said = host.text()[-500:]
+                        self.findings.append(f"liveness: the supervisor {host.pid} ended with {code}, by no fault: {said}")
+                    self.over.wait(0.5 if code == Exit.UNREACHABLE else 0)
                     if not self.over.is_set():
-                        code = host.wait()
-                        self.chaos.note("a supervisor has ended", pid=host.pid, code=code)
-                        self.over.wait(0.5 if code == Exit.UNREACHABLE else 0)
                         self.start_host(self.ways[host.pid])
+
+    def forgiven(self, host: Host, code: int) -> bool:
+        """May a supervisor have ended so by what the faults have done? One was killed; or it could not reach the database when it
+        began, and that was away then."""
+        if host.pid in self.killed and code == -signal.SIGKILL:
+            return True
+        away = self.outages.since(host.began, self.ways[host.pid])
+        return code == Exit.UNREACHABLE and host.booting and away
 
     def workers(self, age: float = GROWN, order: str = "jobs DESC, id") -> list[Worker]:
         """The workers of our hosts that have a lease, and are at least so old, the busiest first."""
@@ -271,10 +290,11 @@ class Arena:
         self.accepted.append((kind, self.server.accepting_since))
 
     def begin_log(self) -> None:
-        """Keep the server's log of changes from now on: a server that takes over has none of the one before."""
+        """Keep the server's log of changes from now on: a server that takes over has none of the one before. On a server of
+        somebody else as long as this session lasts: whoever is killed leaves nothing there that keeps its log for ever."""
         if self.snapshot(history.impossible) is None:
             self.logs += 1
-            self.slot = self.snapshot(history.begin)
+            self.slot = self.snapshot(lambda conn: history.begin(conn, temporary=not self.server.own))
 
     def snapshot(self, check: Callable[[psycopg.Connection[Any]], T]) -> T:
         """What an oracle says now; it is asked again where the server has ended our session."""
@@ -290,6 +310,12 @@ class Arena:
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition, or for the end of the round."""
         wait_for(lambda: condition() or self.feeding_is_over.is_set(), "what a fault waits for")
+
+    def found_nothing(self, fault: str) -> None:
+        """A fault came, and there was nothing that it could have broken."""
+        with self._lock:
+            self.empty[fault] += 1
+        self.chaos.note("nothing to break", fault=fault)
 
     def note(self, fault: str, what: str) -> None:
         """A fault was injected."""

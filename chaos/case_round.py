@@ -15,7 +15,6 @@ from chaos.databases import copy_of
 from chaos.plan import Round
 from chaos.results import Result
 from chaos.server import Server
-from chaos.storm import TEMPLATE
 from chaos.sweep import Sweep
 from chaos.verdicts import Verdict
 
@@ -79,7 +78,7 @@ class Cases:
     def _play(self, case: Case) -> None:
         directory = self._directory / str(case)
         directory.mkdir()
-        with copy_of(self._server.dsn, TEMPLATE) as dsn:
+        with copy_of(self._server.dsn, self._server.name) as dsn:
             Sweep(case, dsn, directory).run()
 
 

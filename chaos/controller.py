@@ -65,16 +65,18 @@ class Controller:
 
     # --------------------------------------------------------------------------------------------- programs
 
-    def start(self, *options: str, failpoints: str = "", once: bool = True) -> Host:
-        """Start ``pgqueue work``. ``once``: each failpoint fires in one process only, the first that comes by."""
-        return self._started(Host, ["-m", "pgqueue", "work", self._target, *options], failpoints, once)
+    def start(self, *options: str, failpoints: str = "", once: bool = True, dsn: str | None = None) -> Host:
+        """Start ``pgqueue work``. ``once``: each failpoint fires in one process only, the first that comes by. ``dsn``: if it
+        reaches the database on another way."""
+        return self._started(Host, ["-m", "pgqueue", "work", self._target, *options], failpoints, once, dsn)
 
     def run(self, module: str, *arguments: str, failpoints: str = "", once: bool = True) -> Program:
         """Start another program: a producer, for example."""
         return self._started(Program, ["-m", module, *arguments], failpoints, once)
 
-    def _started(self, kind: type[P], command: list[str], failpoints: str, once: bool) -> P:
-        environment = {**os.environ, "PGQUEUE_DSN": self.dsn, **self._environment}
+    def _started(self, kind: type[P], command: list[str], failpoints: str, once: bool, dsn: str | None = None) -> P:
+        # The DSN is on no command line: it may have a password, and what is run is in events.jsonl.
+        environment = {**os.environ, "PGQUEUE_DSN": dsn or self.dsn, **self._environment}
         if failpoints:
             environment["PGQUEUE_FAILPOINTS"] = failpoints
             environment["PGQUEUE_FAILPOINTS_ONCE" if once else "PGQUEUE_FAILPOINTS_DIR"] = str(self._directory)

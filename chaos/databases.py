@@ -26,7 +26,7 @@ def memory() -> Path | None:
 @contextmanager
 def copy_of(server_dsn: str, template: str) -> Iterator[str]:
     """A copy of a database, as long as the block lasts: its DSN."""
-    name = f"chaos_{uuid.uuid4().hex[:12]}"
+    name = f"{template}_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server_dsn, autocommit=True) as conn:
         conn.execute(f"CREATE DATABASE {name} TEMPLATE {template} {COPY}")
     try:

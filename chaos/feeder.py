@@ -41,6 +41,7 @@ class Feeder:
         self._arena = arena
         self._chance = random.Random(f"{arena.seed} load")
         self._number = 0
+        self.acknowledged = 0  # jobs
 
     def feed(self) -> None:
         """In a thread of its own."""
@@ -64,5 +65,6 @@ class Feeder:
         arena.attempted.update(calls)
         if send(arena.chaos.conn, calls):
             arena.enqueued.update(calls)
+            self.acknowledged += len(calls)
         else:
             time.sleep(LOOK)

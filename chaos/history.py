@@ -90,10 +90,11 @@ def impossible(conn: psycopg.Connection[Any]) -> str | None:
     return None if conn.execute(role).fetchone() == (True,) else "the role may not read the log (REPLICATION)"
 
 
-def begin(conn: psycopg.Connection[Any]) -> str:
-    """Keep the log of this database from now on: the name of the slot."""
+def begin(conn: psycopg.Connection[Any], temporary: bool = False) -> str:
+    """Keep the log of this database from now on: the name of the slot. ``temporary``: as long as this session lasts, which alone
+    can read it."""
     slot = f"chaos_{uuid.uuid4().hex}"
-    conn.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", (slot,))
+    conn.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding', %s)", (slot, temporary))
     return slot
 
 

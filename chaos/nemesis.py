@@ -6,12 +6,16 @@ import random
 import threading
 import time
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from chaos.arena import Arena
 from chaos.faults import Fault
+
+AGAIN = 0.2  # seconds after which a fault that found nothing to break looks again ...
+PATIENCE = 2.0  # ... for so many seconds ...
+LAST = 20.0  # ... or so many, where it has not happened once
 
 
 class Entry(NamedTuple):
@@ -43,9 +47,11 @@ class Nemesis:
         lanes: dict[str, list[Entry]] = defaultdict(list)
         for entry in entries:
             lanes[faults[entry.fault].lane].append(entry)
+        self.planned = Counter(entry.fault for entry in entries)
         self._threads = [
             threading.Thread(target=self._walk, args=(lane,), name=name, daemon=True) for name, lane in lanes.items()
         ]
+        self._hurry = threading.Event()
         self.over = threading.Event()
         self.done = threading.Event()  # never: the storm ends when its time is over
 
@@ -54,6 +60,15 @@ class Nemesis:
         self._began = time.monotonic()
         for thread in self._threads:
             thread.start()
+
+    def owes(self) -> bool:
+        """Is there a fault that has not happened once, and still may?"""
+        missing = {fault for fault in self.planned if not self._arena.injected[fault]}
+        return any(thread.is_alive() and thread.name == self._faults[fault].lane for fault in missing for thread in self._threads)
+
+    def hurry(self) -> None:
+        """From now on only what is owed."""
+        self._hurry.set()
 
     def stop(self, patience: float = 90.0) -> None:
         """No new faults. Those that are under way are mended when this returns."""
@@ -64,14 +79,24 @@ class Nemesis:
                 self._arena.findings.append(f"liveness: a fault of the lane {thread.name} was not mended in {patience:g} s")
 
     def _walk(self, entries: list[Entry]) -> None:
-        for entry in entries:
+        for number, entry in enumerate(entries):
             if self.over.wait(max(0.0, entry.at - (time.monotonic() - self._began))):
                 return
+            owed = not self._arena.injected[entry.fault]
+            if self._hurry.is_set() and not owed:
+                continue
+            last = all(later.fault != entry.fault for later in entries[number + 1 :])
             try:
-                what = self._faults[entry.fault].inject(self._arena, random.Random(entry.seed))
+                self._inject(entry, LAST if owed and last else PATIENCE)
             except Exception as error:  # noqa: BLE001 -- the suite's own trouble, which must be seen too
                 self._arena.chaos.note("injecting failed", fault=entry.fault, trace=traceback.format_exc())
                 self._arena.findings.append(f"suite: injecting {entry.fault} failed: {error!r}")
-                continue
-            if what is not None:
-                self._arena.note(entry.fault, what)
+
+    def _inject(self, entry: Entry, patience: float) -> None:
+        """With the same choices again and again, until there is something to break."""
+        until = time.monotonic() + patience
+        while (what := self._faults[entry.fault].inject(self._arena, random.Random(entry.seed))) is None:
+            if self.over.wait(AGAIN) or time.monotonic() > until:
+                self._arena.found_nothing(entry.fault)
+                return
+        self._arena.note(entry.fault, what)

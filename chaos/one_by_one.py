@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from chaos.arena import Arena, Loss
@@ -52,7 +53,9 @@ class OneByOne:
         self._arena = arena
         self._plan = [fault for fault, count in times.items() for _ in range(count)]
         random.Random(seed).shuffle(self._plan)
+        self.planned = Counter(self._plan)
         self._over = threading.Event()
+        self._hurry = threading.Event()
         self.done = threading.Event()
         self._thread = threading.Thread(target=self._walk, name="one by one", daemon=True)
         lease = arena.setup.lease
@@ -62,21 +65,35 @@ class OneByOne:
         """Now is the beginning."""
         self._thread.start()
 
+    def owes(self) -> bool:
+        """Is there a fault that has not happened once?"""
+        return any(not self._arena.injected[fault] for fault in self.planned)
+
+    def hurry(self) -> None:
+        """From now on only what is owed."""
+        self._hurry.set()
+
     def stop(self) -> None:
         """No new faults."""
         self._over.set()
         self._thread.join(2 * PATIENCE)
 
     def _walk(self) -> None:
-        ways: dict[str, Callable[[], str]] = {
+        ways: dict[str, Callable[[], str | None]] = {
             WORKER: self._worker, HOST: self._host, SERVER: self._server, FROZEN: self._frozen
         }  # fmt: skip
         for number, fault in enumerate(self._plan):
             if self._over.is_set():
                 return
+            if self._hurry.is_set() and self._arena.injected[fault]:
+                continue
             try:
                 self._wait_until_all_work()
-                self._arena.note(fault, f"{number + 1} of {len(self._plan)}: {ways[FAULTS[fault]]()}")
+                what = ways[FAULTS[fault]]()
+                if what is None:
+                    self._arena.found_nothing(fault)
+                else:
+                    self._arena.note(fault, f"{number + 1} of {len(self._plan)}: {what}")
             except Exception as error:  # noqa: BLE001 -- the suite's own trouble, or a job that is stuck: seen either way
                 self._arena.chaos.note("injecting failed", fault=fault, trace=traceback.format_exc())
                 self._arena.findings.append(f"recovery: {fault}: {error!r}")
@@ -98,11 +115,12 @@ class OneByOne:
         query = self._arena.chaos.query
         wait_for(lambda: not query(_WAITING, loss.jobs, loss.at), f"the jobs {loss.jobs} to run again", PATIENCE)
 
-    def _worker(self) -> str:
+    def _worker(self) -> str | None:
         [worker] = self._arena.workers(0, order="started_at")[:1]  # the oldest, of whom nobody thinks that it cannot work
         loss = self._arena.kill(worker, WORKER)
-        if loss is not None:
-            self._until_claimed(loss)
+        if loss is None:
+            return None
+        self._until_claimed(loss)
         return f"killed worker {worker.pid}"
 
     def _host(self) -> str:
@@ -120,7 +138,8 @@ class OneByOne:
         arena = self._arena
         assert isinstance(arena.server, OwnServer)
         arena.interrupt_all()
-        arena.server.restart("immediate")
+        with arena.outages.under_way():
+            arena.server.restart("immediate")
         arena.count("PostgreSQL crashes")
         arena.accepting(SERVER)
         wait_for(lambda: arena.chaos.query(_CLAIMED, arena.server.accepting_since), "the first job", PATIENCE)

@@ -16,6 +16,8 @@ from chaos.arena import Setup
 
 PLANS = Path(__file__).parent / "plans"
 KINDS = ("storm", "one by one", "cases", "cuts")
+#: What those are that name no faults: a kill, a stop and a lost session at each place; a cut at each message.
+OF_THE_KIND = {"cases": frozenset({"F1", "F3", "F7"}), "cuts": frozenset({"F5"})}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Round:
     only: tuple[str, ...] = ()  # of cases and cuts: these
     sample: int = 0  # so many of them, by the seed; 0: all
     pairs: int = 0  # of cases: so many pairs besides
+
+    @property
+    def faults(self) -> frozenset[str]:
+        """All that it can inject."""
+        return frozenset(self.every) | frozenset(self.times) | OF_THE_KIND.get(self.kind, frozenset())
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,12 @@ def session(pid: int) -> int:
     return int(said[3]) if said[0] not in "ZX" else 0
 
 
+def parent(pid: int) -> int:
+    """The process that forked it, or who has adopted it; 0 where there is no such process."""
+    said = _stat(pid)
+    return int(said[1]) if said[0] != "X" else 0
+
+
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on."""
     try:
@@ -48,6 +54,7 @@ class Program:
 
     def __init__(self, command: list[str], environment: dict[str, str], output: Path) -> None:
         self._output = output
+        self.began = time.time()
         with output.open("wb") as file:
             self._process = subprocess.Popen(
                 command, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
@@ -103,6 +110,11 @@ class Program:
 
 class Host(Program):
     """One ``pgqueue work``: a supervisor with its housekeeper and workers."""
+
+    @property
+    def booting(self) -> bool:
+        """Has it not yet said what it works on? (If it has ended, it never did.)"""
+        return "workers for" not in self.text()
 
     def drain(self) -> int:
         """SIGTERM, and wait for the end. The exit code."""

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ class Result:
     seed: str
     seconds: float = 0.0
     injected: dict[str, int] = field(default_factory=dict)
+    planned: dict[str, int] = field(default_factory=dict)  # by the timetable
+    empty: dict[str, int] = field(default_factory=dict)  # of these: there was nothing to break
     events: list[tuple[float, str, str]] = field(default_factory=list)
     jobs: int = 0
     step_commits: int = 0
@@ -53,6 +55,7 @@ class Result:
         return {key: value for key, value in asdict(self).items() if key not in ("events", "recoveries", "throughput")}
 
 
+SUITE = "suite"  # the verdict about the suite itself
 #: What of the faults is counted apart, whichever fault it was.
 COUNTED = (
     "SIGKILLs",
@@ -90,7 +93,8 @@ SELECT floor(extract(epoch FROM at) - %s)::int, count(*) FROM claim_history WHER
 def measured(arena: Arena, name: str, seed: str) -> Result:
     """The figures of a storm."""
     ask = arena.chaos.query
-    result = Result("storm", name, seed, time.time() - arena.began, dict(arena.injected), arena.events)
+    result = Result("storm", name, seed, time.time() - arena.began, dict(arena.injected), events=arena.events)
+    result.empty = dict(arena.empty)
     [(result.jobs, result.step_commits)] = ask(
         "SELECT (SELECT count(*) FROM pgqueue.outcome), (SELECT count(*) FROM pgqueue.checkpoint)"
     )
@@ -121,9 +125,10 @@ class Report:
     left_out: dict[str, str]
     seconds: float = 0.0
     rounds: list[Result] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)  # rounds of the plan that did not run, and why
 
     @classmethod
-    def begun(cls, plan: str, seed: int, server: Server, left_out: dict[str, str]) -> Report:
+    def begun(cls, plan: str, seed: int, server: Server, left_out: dict[str, str], began: float) -> Report:
         """Now, on this machine and this server."""
         with psycopg.connect(server.dsn) as conn:
             postgres = str(conn.info.parameter_status("server_version"))
@@ -135,7 +140,7 @@ class Report:
             "system": f"{platform.system()} {platform.release()}",
             "processors": str(os.cpu_count()),
         }
-        return cls(plan, seed, time.time(), versions, left_out)
+        return cls(plan, seed, began, versions, left_out)
 
     def add(self, result: Result) -> None:
         """One more round."""
@@ -144,14 +149,45 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Has no oracle found anything?"""
-        return not any(result.wrong for result in self.rounds)
+        """Was anything broken, and has no oracle found anything?"""
+        return not self.broken and self.unproven is None
+
+    @property
+    def broken(self) -> bool:
+        """Has any oracle found something? (What went wrong in the suite itself is no promise of pgqueue's.)"""
+        return any(verdict.wrong for name, verdict in self.verdicts().items() if name != SUITE)
+
+    @property
+    def unproven(self) -> str | None:
+        """Why it proves nothing that no oracle has found anything; None where it does."""
+        if not self.rounds:
+            return "no round ran"
+        if wrong := self.verdicts().get(SUITE, Verdict([])).wrong:
+            return f"the suite itself failed: {wrong[0][:200]}"
+        if not self.injected() and not self.totals()["cases"]:
+            return "not one fault was injected"
+        return None
 
     def injected(self) -> dict[str, int]:
         """How often each fault was."""
+        return self._sum(result.injected for result in self.rounds)
+
+    def planned(self) -> dict[str, int]:
+        """How often each was to be, by the timetables of the rounds that ran."""
+        return self._sum(result.planned for result in self.rounds)
+
+    def empty(self) -> dict[str, int]:
+        """How often each came and found nothing to break."""
+        return self._sum(result.empty for result in self.rounds)
+
+    def missed(self) -> list[str]:
+        """The faults of the plan that did not happen once."""
+        return [fault for fault in self.planned() if not self.injected().get(fault)]
+
+    def _sum(self, counts: Iterable[dict[str, int]]) -> dict[str, int]:
         total: Counter[str] = Counter()
-        for result in self.rounds:
-            total.update(result.injected)
+        for of_a_round in counts:
+            total.update(of_a_round)
         return dict(sorted(total.items(), key=lambda item: int(item[0][1:])))
 
     def recoveries(self, kind: str) -> list[float]:
@@ -170,7 +206,8 @@ class Report:
                 before = found.get(name, Verdict([], verdict.note, judged=False))
                 wrong = [*before.wrong, *(f"round {number}: {what}" for what in verdict.wrong)]
                 note = verdict.note if verdict.judged and verdict.note else before.note
-                found[name] = Verdict(wrong, note, before.judged or verdict.judged, before.seen + verdict.seen)
+                seen, needs = before.seen + verdict.seen, before.needs or verdict.needs
+                found[name] = Verdict(wrong, note, before.judged or verdict.judged, seen, needs)
         return found
 
     def totals(self) -> dict[str, Any]:
@@ -178,15 +215,17 @@ class Report:
         rounds = self.rounds
         counts = sum((Counter(result.counts) for result in rounds), Counter[str]())
         wrong = {name: len(verdict.wrong) for name, verdict in self.verdicts().items()}
+        lost = sum((_lost(result) for result in rounds), Counter[str]())
         return {
             "jobs": sum(result.jobs for result in rounds),
             "step commits": sum(result.step_commits for result in rounds),
             **{name: counts[name] for name in COUNTED},
             "commits lost in failovers": sum(sum(result.lost_commits) for result in rounds),
             "cases": sum(sum(result.cases.values()) for result in rounds),
-            "lost": wrong.get("conservation", 0),
-            "doubled": wrong.get("effects", 0) + wrong.get("atomicity", 0),
+            "lost": lost["lost"],
+            "doubled": lost["doubled"],
             "limit violations": sum(wrong.get(name, 0) for name in ("concurrency", "rates", "key order")),
+            "findings of oracles": sum(wrong.values()),
         }
 
     def as_json(self, everything: bool = False) -> dict[str, Any]:
@@ -198,13 +237,26 @@ class Report:
             "good": self.good,
             "versions": self.versions,
             "left_out": self.left_out,
+            "skipped": self.skipped,
+            "unproven": self.unproven,
             "faults": self.injected(),
+            "planned": self.planned(),
+            "empty": self.empty(),
             **{name.replace(" ", "_"): value for name, value in self.totals().items()},
             "recovery": {kind: quantiles(self.recoveries(kind)) for kind in RECOVERIES},
             "promised": self.bounds(),
             "oracles": {name: asdict(verdict) for name, verdict in self.verdicts().items()},
             "rounds": [asdict(result) if everything else result.as_json() for result in self.rounds],
         }
+
+
+def _lost(result: Result) -> Counter[str]:
+    """The jobs and steps of a round that were lost or doubled; sentences, where nobody has counted them."""
+    found: Counter[str] = Counter()
+    for name, kind in (("conservation", "lost"), ("effects", "doubled")):
+        if (verdict := result.verdicts.get(name)) is not None:
+            found.update({kind: len(verdict.wrong)} if verdict.figures is None else verdict.figures)
+    return found
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float] | None:

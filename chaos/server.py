@@ -20,9 +20,15 @@ import psycopg
 from psycopg import conninfo
 
 from chaos.databases import memory
+from chaos.leftovers import new_name
 from chaos.waiting import wait_for
 from pgqueue.embedded import Embedded
 from pgqueue.embedded.binaries import environment, own_directory
+
+
+class CannotRun(Exception):
+    """What was asked for cannot be done here. Says what to do."""
+
 
 #: What makes a server quick to break and to bring back, without making it untrue: fsync stays on.
 SETTINGS = {
@@ -62,8 +68,9 @@ class OwnServer:
     own = True
 
     def __init__(self, version: int | None = None) -> None:
+        self.name = new_name()
         self._place = Path(tempfile.mkdtemp(prefix="pgqueue-chaos-", dir=memory()))
-        self.directory = self._place
+        self.directory: Path = self._place
         self.place = f"{self._place.parent}, fsync on"
         self._place.chmod(0o755)
         self._version = version
@@ -206,15 +213,26 @@ class GivenServer:
     own = False
 
     def __init__(self, dsn: str) -> None:
+        self.name = new_name()
         self.dsn = dsn
+        self.directory: Path | None = None  # it has none of ours
         self.place = "given"
         self.accepting_since = time.time()
 
     def __enter__(self) -> GivenServer:
+        self._session = psycopg.connect(
+            self.dsn, autocommit=True, application_name=self.name
+        )  # the run lives: chaos/leftovers.py
+        may = "SELECT rolcreatedb OR rolsuper, rolname FROM pg_roles WHERE rolname = current_user"
+        allowed, role = self._session.execute(may).fetchall()[0]
+        if not allowed:
+            self._session.close()
+            raise CannotRun(f"the role {role} may not make databases: ALTER ROLE {role} CREATEDB")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """It stays as it is."""
+        self._session.close()
 
 
 Server = OwnServer | GivenServer

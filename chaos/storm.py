@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -30,10 +29,10 @@ from pgqueue import migrate
 from pgqueue.config import Exit
 from pgqueue.database import connect
 
+LONGER = 30.0  # seconds by which a storm may last longer, until each of its faults has happened once
 LIVENESS = 60.0  # seconds without any progress, when the faults have stopped: then something is stuck
 TICKS_LATE = 30.0  # seconds after which ticks are missing: whoever sees to them was just killed, and is started again
 LOOK = 0.5  # seconds between two looks at what holds in every snapshot
-TEMPLATE = "pgqueue_chaos_template"
 _LEFT = "SELECT name, state, waiting_for, count(*) FROM pgqueue.jobs WHERE finished_at IS NULL GROUP BY 1, 2, 3"
 
 
@@ -49,7 +48,7 @@ class Storm:
 
     def run(self, seconds: float) -> Result:
         """For so long; and then until everything has ended."""
-        with copy_of(self._server.dsn, TEMPLATE) as dsn:
+        with copy_of(self._server.dsn, self._server.name) as dsn:
             arena = Arena(self._server, dsn, self._directory, self._round.setup, self._seed)
             with arena.chaos, ExitStack() as stack:
                 if self._round.proxy and self._server.own:
@@ -58,8 +57,9 @@ class Storm:
                     arena.pooler = stack.enter_context(Pooler(dsn))
                 try:
                     arena.open()
-                    self._blow(arena, self._nemesis(arena, seconds), seconds)
-                    return self._judge(arena)
+                    nemesis = self._nemesis(arena, seconds)
+                    self._blow(arena, nemesis, seconds)
+                    return self._judge(arena, nemesis.planned)
                 finally:
                     arena.over.set()
                     if (slot := arena.slot) is not None:
@@ -75,16 +75,19 @@ class Storm:
         return Nemesis(arena, entries, faults())
 
     def _blow(self, arena: Arena, nemesis: Nemesis | OneByOne, seconds: float) -> None:
-        threads = [
-            threading.Thread(target=f, daemon=True) for f in (Feeder(arena).feed, arena.keep_hosts, lambda: self._watch(arena))
-        ]
-        for thread in threads:
-            thread.start()
+        feeder = Feeder(arena)
+        arena.threads.start("feeder", feeder.feed)
+        arena.threads.start("keep hosts", arena.keep_hosts)
+        arena.threads.start("watch", lambda: self._watch(arena))
         began = time.monotonic()
         nemesis.start()
-        while (passed := time.monotonic() - began) < seconds and not nemesis.done.is_set():
+        while not nemesis.done.is_set() and (
+            (passed := time.monotonic() - began) < seconds or (passed < seconds + LONGER and nemesis.owes())
+        ):
             self._say(f"{self._round.name}: {passed:.0f}/{seconds:.0f} s · {sum(arena.injected.values())} faults")
-            time.sleep(min(LOOK, seconds - passed + 0.01))
+            if passed >= seconds:
+                nemesis.hurry()
+            time.sleep(min(LOOK, abs(seconds - passed) + 0.01))
         arena.feeding_is_over.set()
         nemesis.stop()
         arena.chaos.note("faults have stopped")
@@ -95,8 +98,9 @@ class Storm:
         self._let_tick(arena)
         arena.drained = time.time() - arena.calm
         arena.over.set()
-        for thread in threads:
-            thread.join(30)
+        arena.threads.join()
+        if not feeder.acknowledged:
+            arena.findings.append("suite: no job was enqueued: there was no load")
 
     def _drain(self, arena: Arena) -> None:
         """Until all has ended by itself. A backlog takes as long as the machine needs for it: what is stuck does not move."""
@@ -137,12 +141,14 @@ class Storm:
                 arena.findings += [f"{name}: while it ran: {what}" for what in arena.snapshot(check)]
             arena.looks += 1
 
-    def _judge(self, arena: Arena) -> Result:
+    def _judge(self, arena: Arena, planned: Mapping[str, int]) -> Result:
         self._say(f"{self._round.name}: judging")
         for host in list(arena.hosts):
-            arena.findings += not_drained(host.drain(), host.processes())
+            code = host.drain()
+            arena.findings += not_drained(code, host.processes(), arena.forgiven(host, code))
         found = verdicts(arena)
         result = measured(arena, self._round.name, self._seed)
+        result.planned = dict(planned)
         result.verdicts = found
         if arena.bounds:
             seen = sum(len(result.recoveries.get(kind, ())) for kind in arena.bounds)
@@ -151,9 +157,9 @@ class Storm:
         return result
 
 
-def not_drained(code: int, left: list[int]) -> list[str]:
-    """Of a host that nobody disturbs. One that was begun while the server was away would be started again."""
-    if code in (Exit.OK, Exit.UNREACHABLE) and not left:
+def not_drained(code: int, left: list[int], forgiven: bool = False) -> list[str]:
+    """Of a host that nobody disturbs. ``forgiven``: it was begun while the server was away, and would be started again."""
+    if (code == Exit.OK or forgiven) and not left:
         return []
     return [f"drain: a calm host ended with {code}, and left the processes {left}"]
 
@@ -162,13 +168,12 @@ def not_drained(code: int, left: list[int]) -> list[str]:
 def template(server: Server) -> Iterator[None]:
     """The database that those of all rounds are copies of, as long as the block lasts."""
     with psycopg.connect(server.dsn, autocommit=True) as conn:
-        conn.execute(f"DROP DATABASE IF EXISTS {TEMPLATE} WITH (FORCE)")
-        conn.execute(f"CREATE DATABASE {TEMPLATE} TEMPLATE template0 ENCODING 'UTF8'")
-    with connect(conninfo.make_conninfo(server.dsn, dbname=TEMPLATE), "chaos") as conn:
-        migrate.migrate(conn)
+        conn.execute(f"CREATE DATABASE {server.name} TEMPLATE template0 ENCODING 'UTF8'")
     try:
+        with connect(conninfo.make_conninfo(server.dsn, dbname=server.name), "chaos") as conn:
+            migrate.migrate(conn)
         yield
     finally:
         if not server.own:
             with psycopg.connect(server.dsn, autocommit=True) as conn:
-                conn.execute(f"DROP DATABASE {TEMPLATE} WITH (FORCE)")
+                conn.execute(f"DROP DATABASE IF EXISTS {server.name} WITH (FORCE)")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from pathlib import Path
 from chaos import plan
 from chaos.case_round import Cases
 from chaos.faults import faults
-from chaos.results import Report, Result
-from chaos.server import GivenServer, OwnServer, Server
+from chaos.guardian import Guardian
+from chaos.leftovers import clean
+from chaos.results import SUITE, Report, Result
+from chaos.server import CannotRun, GivenServer, OwnServer, Server
 from chaos.storm import Storm, template
 from chaos.verdicts import Verdict
 from chaos.wire_cuts import Cuts
@@ -35,37 +38,81 @@ class Request:
 
 
 def run(request: Request, say: Callable[[str], None]) -> Report:
-    """All rounds of the plan; storms again and again until the minutes are over. ``say`` is told how far it is."""
+    """All rounds of the plan; storms again and again until the minutes are over. ``say`` is told how far it is. CannotRun where
+    there is nothing to do."""
+    began = time.time()
     chosen = plan.read(request.plan)
-    minutes = chosen.minutes if request.minutes is None else request.minutes
     with ExitStack() as stack:
         server: Server = GivenServer(request.dsn) if request.dsn else OwnServer(request.version)
+        left_out = _left_out(request.faults, chosen, server)
         stack.enter_context(server)
+        _demand_something(request, left_out)
+        if request.dsn:
+            _clean(request.dsn, say)
+        stack.enter_context(Guardian(server.name, request.dsn, server.directory))
         stack.enter_context(template(server))
-        report = Report.begun(request.plan, request.seed, server, _left_out(request.faults, server))
-        deadline = time.monotonic() + minutes * 60
-        number = 0
-        while number < len(chosen.rounds) or time.monotonic() < deadline:
-            entry = chosen.rounds[number % len(chosen.rounds)]
-            if minutes and time.monotonic() > deadline:
-                break
-            if entry.kind == "storm" or number < len(chosen.rounds):
-                seconds = min(entry.seconds, deadline - time.monotonic()) if minutes else entry.seconds
-                report.add(_round(request, entry, server, number, max(5.0, seconds), say))
-                _write(request.directory, report)
-            number += 1
-        report.seconds = time.time() - report.began
-        _write(request.directory, report)
-        return report
+        report = Report.begun(request.plan, request.seed, server, left_out, began)
+        for number, seconds in _times(chosen, request.minutes, report):
+            report.add(_round(request, chosen.rounds[number % len(chosen.rounds)], server, number, seconds, say))
+            _write(request.directory, report)
+    report.seconds = time.time() - began
+    _write(request.directory, report)
+    return report
 
 
-def _left_out(wanted: Sequence[str], server: Server) -> dict[str, str]:
+def _clean(dsn: str, say: Callable[[str], None]) -> None:
+    """What runs have left that were killed, and whose guardians were too."""
+    cleaned = clean(dsn)
+    for name in cleaned.dropped:
+        say(f"dropped the database {name} of a run that is no more")
+
+
+def _left_out(wanted: Sequence[str], chosen: plan.Plan, server: Server) -> dict[str, str]:
     """The faults that are not injected here, and why."""
+    planned = frozenset[str]().union(*(entry.faults for entry in chosen.rounds))
     return {
         number: reason
         for number, fault in faults().items()
-        if (reason := fault.left_out(server) or ("it was not asked for" if wanted and number not in wanted else None))
+        if (
+            reason := fault.left_out(server)
+            or ("it was not asked for" if wanted and number not in wanted else None)
+            or ("no round of this plan has it" if number not in planned else None)
+        )
     }
+
+
+def _demand_something(request: Request, left_out: dict[str, str]) -> None:
+    if set(request.faults) and set(request.faults) <= left_out.keys():
+        reasons = "; ".join(f"{number}: {left_out[number]}" for number in request.faults)
+        raise CannotRun(f"none of the faults that were asked for can be injected by the plan {request.plan}: {reasons}")
+
+
+def _times(chosen: plan.Plan, minutes: float | None, report: Report) -> Iterator[tuple[int, float]]:
+    """Which rounds, and how many seconds each: all that can be once, then storms again while there is time.
+
+    How long a round is follows from the plan and the minutes alone, so that a seed means the same timetable on every machine. The
+    clock decides only how many rounds there are: none begins that would be over by more than half of it.
+    """
+    minutes = chosen.minutes if minutes is None else minutes
+    possible = {number for number in faults() if number not in report.left_out}
+    concerned = [bool(entry.faults & possible) for entry in chosen.rounds]
+    for number in itertools.count():
+        entry = chosen.rounds[number % len(chosen.rounds)]
+        again = number >= len(chosen.rounds)
+        seconds = max(5.0, min(entry.seconds, minutes * 60)) if minutes else entry.seconds
+        no_time = bool(minutes) and time.time() + seconds / 2 > report.began + minutes * 60
+        if again and (not minutes or no_time or not any(map(_storms, chosen.rounds, concerned))):
+            return
+        if not concerned[number % len(concerned)]:
+            report.skipped[entry.name] = "none of its faults was asked for, or can be injected here"
+        elif no_time and report.rounds:
+            report.skipped[entry.name] = f"the {minutes:g} minutes were nearly over"
+        elif not again or entry.kind == "storm":
+            yield number, seconds
+
+
+def _storms(entry: plan.Round, concerned: bool) -> bool:
+    return concerned and entry.kind == "storm"
 
 
 def _round(
@@ -80,9 +127,9 @@ def _round(
     entry = plan.Round(**{**vars(entry), "every": every, "times": times})
     try:
         return KINDS[entry.kind](entry, server, directory, seed, say).run(seconds)
-    except Exception:  # noqa: BLE001 -- whatever it was
-        trace = traceback.format_exc()
-        return Result(entry.kind, entry.name, seed, verdicts={"suite": Verdict([f"the round did not end: {trace}"])})
+    except Exception as error:  # noqa: BLE001 -- whatever it was
+        wrong = [f"the round did not end: {error!r}\n{traceback.format_exc()}"]
+        return Result(entry.kind, entry.name, seed, verdicts={SUITE: Verdict(wrong)})
 
 
 KINDS: dict[str, type[Storm] | type[Cases] | type[Cuts]] = {"storm": Storm, "one by one": Storm, "cases": Cases, "cuts": Cuts}

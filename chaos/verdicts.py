@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,6 +47,13 @@ class Verdict:
     note: str = ""
     judged: bool = True
     seen: int = 0
+    needs: str = ""  # where it could not judge, because somebody has to allow it first: what
+    figures: dict[str, int] | None = None  # how many jobs or steps are "lost" and "doubled", where it counts them
+
+    @property
+    def idle(self) -> bool:
+        """Was there nothing that it could have judged?"""
+        return not self.judged or bool(self.note and not self.seen)
 
 
 def verdicts(arena: Arena) -> dict[str, Verdict]:
@@ -68,8 +76,13 @@ def with_findings(found: Mapping[str, Verdict], findings: Iterable[str]) -> dict
 def _log(arena: Arena, conn: psycopg.Connection[Any]) -> dict[str, Verdict]:
     """The oracles that judge PostgreSQL's own log."""
     if arena.slot is None:
-        return dict.fromkeys(FROM_THE_LOG, Verdict([], f"not judged: {history.impossible(conn)}", judged=False))
-    log = list(history.read(conn, arena.slot))
+        why = history.impossible(conn)
+        needs = f"PostgreSQL's log cannot be read: {why}. It takes wal_level = logical, and a role with REPLICATION"
+        return dict.fromkeys(FROM_THE_LOG, Verdict([], f"not judged: {why}", judged=False, needs=needs))
+    try:
+        log = list(history.read(conn, arena.slot))
+    except psycopg.errors.UndefinedObject:
+        return dict.fromkeys(FROM_THE_LOG, Verdict([], "not judged: the session that kept the log was lost", judged=False))
     names = dict(conn.execute("SELECT id::text, name FROM pgqueue.job").fetchall())
     since = ", since the last failover: the server before took its log with it" if arena.logs > 1 else ""
     few, even = history.starts(log, "few"), history.starts(log, "even")
@@ -107,13 +120,25 @@ def _plain_steps(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
 
 
 def _conservation(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
-    wrong = conservation.check_ids(conn, arena.attempted, arena.enqueued, FROM_INSIDE, lossy=bool(arena.lossy))
-    wrong += conservation.check_grants(conn)
+    ids = conservation.of_ids(conn, arena.attempted, arena.enqueued, FROM_INSIDE, lossy=bool(arena.lossy))
     journal = conservation.Journal.read(arena.journal)
     if arena.lossy:
         journal.acknowledged.clear()  # they were, by a server that is no more
-    wrong += conservation.check(conn, journal)
-    return Verdict(wrong, "acknowledged enqueues", seen=len(arena.enqueued) + len(journal.acknowledged))
+    orders = conservation.of_orders(conn, journal)
+    wrong = conservation.in_words(ids) + conservation.in_words(orders) + conservation.check_grants(conn)
+    figures = Counter(conservation.figures(ids)) + Counter(conservation.figures(orders))
+    seen = len(arena.enqueued) + len(journal.acknowledged)
+    return Verdict(wrong, "acknowledged enqueues", seen=seen, figures=dict(figures))
+
+
+def _effects(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
+    [(count,)] = conn.execute("SELECT count(*) FROM effect").fetchall()
+    return Verdict(effects.check(conn), "effects", seen=count, figures=effects.figures(conn))
+
+
+def _claim_history(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
+    [(count,)] = conn.execute("SELECT count(*) FROM claim_history WHERE event = '1 claimed'").fetchall()
+    return Verdict(claim_history.check(conn), "claims", seen=count)
 
 
 def _ticks(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
@@ -128,10 +153,6 @@ def _charges(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     return Verdict(charges.check(conn, arena.killed, KILLERS, AT_ONCE), "crashes", seen=count)
 
 
-def _simple(check: Callable[[psycopg.Connection[Any]], list[str]]) -> Callable[[Arena, psycopg.Connection[Any]], Verdict]:
-    return lambda _, conn: Verdict(check(conn))
-
-
 def _snapshots(check: Callable[[psycopg.Connection[Any]], list[str]]) -> Callable[[Arena, psycopg.Connection[Any]], Verdict]:
     return lambda arena, conn: Verdict(check(conn), "looks, most of them while it ran", seen=arena.looks + 1)
 
@@ -144,14 +165,14 @@ def _nothing(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
 def _prefix(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     if not arena.lossy:
         return Verdict([], "no failover in this round", judged=False)
-    return Verdict([], "failovers that lost commits", seen=arena.lossy)
+    return Verdict([], "failovers and restores that lost commits", seen=sum(lost > 0 for lost in arena.lost_commits))
 
 
 JUDGES: dict[str, Callable[[Arena, psycopg.Connection[Any]], Verdict]] = {
-    "effects": _simple(effects.check),
+    "effects": _effects,
     "ledger": _snapshots(ledger.check),
     "conservation": _conservation,
-    "claim history": _simple(claim_history.check),
+    "claim history": _claim_history,
     "invariant": _snapshots(invariant.check),
     "plain steps": _plain_steps,
     "ticks": _ticks,

@@ -22,7 +22,6 @@ from chaos.plan import Round
 from chaos.processes import Host
 from chaos.results import Result
 from chaos.server import OwnServer, Server
-from chaos.storm import TEMPLATE
 from chaos.verdicts import Verdict
 from chaos.waiting import wait_for
 from chaos.wire import MODES, Proxy
@@ -45,7 +44,7 @@ class Place:
 
     def __init__(self, server: Server, directory: Path, stack: ExitStack) -> None:
         directory.mkdir()
-        dsn = stack.enter_context(copy_of(server.dsn, TEMPLATE))
+        dsn = stack.enter_context(copy_of(server.dsn, server.name))
         self._proxy = stack.enter_context(Proxy(dsn))
         self._outside = directory / "outside.txt"
         self._chaos = stack.enter_context(
@@ -53,7 +52,7 @@ class Place:
         )
         bank.install(self._chaos.conn)
         claim_history.install(self._chaos.conn)
-        self._host: Host = self._chaos.start("-w", "1", "--lease", "5s", "--dsn", self._proxy.dsn)
+        self._host: Host = self._chaos.start("-w", "1", "--lease", "5s", dsn=self._proxy.dsn)
         wait_for(self._chaos.workers, self._chaos.story)
         self.hits: Counter[str] = Counter()
         self.times: list[float] = []
@@ -134,7 +133,8 @@ class Cuts:
             result.step_commits = sum(place.steps() for place in places)
         hits = sum((place.hits for place in places), Counter[str]())
         result.seconds, result.jobs, result.cases = time.time() - began, len(cases), dict(hits)
-        result.injected = {"F5": hits.total()}
+        result.injected, result.planned = {"F5": hits.total()}, {"F5": len(cases)}
+        result.empty = {"F5": len(cases) - hits.total()}  # the job had fewer messages than that
         result.recoveries = {"wire": [took for place in places for took in place.times]}
         result.verdicts = {name: Verdict([what for found in judged for what in found[name]]) for name in judged[0]}
         return result

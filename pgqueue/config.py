@@ -23,6 +23,7 @@ class Exit(IntEnum):
 
     OK = 0
     FAILED = 1
+    UNPROVEN = 3
     USAGE = 64
     UNREACHABLE = 69
     CRASH_LOOP = 70

@@ -534,10 +534,13 @@ def test_migration_can_fail() -> None:
 
 def test_drain_can_fail() -> None:
     assert [f17_drain.wrong(code, "once", False, False) for code in (0, 75)] == [[], []]
-    assert f17_drain.wrong(-15, "booting", booting=True, killed=False) == f17_drain.wrong(-9, "once", False, killed=True) == []
+    assert (
+        f17_drain.wrong(-15, "booting", booting=True, forgiven=False) == f17_drain.wrong(-9, "once", False, forgiven=True) == []
+    )
     for code in (1, 69, -9, -15):
-        assert f"ended with {code}" in f17_drain.wrong(code, "once", booting=False, killed=False)[0]
-    assert not_drained(0, []) == not_drained(69, []) == []
+        assert f"ended with {code}" in f17_drain.wrong(code, "once", booting=False, forgiven=False)[0]
+    assert not_drained(0, []) == not_drained(69, [], forgiven=True) == []
+    assert "ended with 69" in not_drained(69, [])[0]
     assert "ended with 75" in not_drained(75, [])[0]
     assert "left the processes [7]" in not_drained(0, [7])[0]
 

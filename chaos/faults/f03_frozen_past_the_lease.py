@@ -22,6 +22,8 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     host = chance.choice(hosts)
     mine = [worker for worker in arena.workers(0) if worker.pid in host.processes()]
     loss = arena.held(*mine)
+    if not loss.jobs:  # nobody could take anything over
+        return None
     arena.interrupt(arena.setup.workers)
     host.pause()
     arena.count("pauses")

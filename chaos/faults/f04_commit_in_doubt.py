@@ -30,6 +30,8 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
         lost = len(arena.chaos.query(_WAITING))
     finally:
         _set(arena, "")
+    if not lost:
+        return None
     arena.interrupt(lost)
     return f"{lost} commits of steps were durable, and never answered"
 

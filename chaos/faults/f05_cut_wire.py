@@ -24,11 +24,12 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     if proxy is None:
         return None
     hit = []
-    for _ in range(chance.randint(1, 5)):
-        cut = proxy.arm(chance.randint(1, 120), chance.choice(list(MODES)), lambda name: name.startswith("pgqueue:"))
-        if cut.done.wait(1.0):
-            arena.interrupt(1)
-            hit.append(f"{cut.mode} at {cut.what.partition(' of ')[0]}")
-        time.sleep(chance.uniform(0, 0.1))
-    proxy.cut = None
+    with arena.outages.under_way(proxy.dsn):
+        for _ in range(chance.randint(1, 5)):
+            cut = proxy.arm(chance.randint(1, 120), chance.choice(list(MODES)), lambda name: name.startswith("pgqueue:"))
+            if cut.done.wait(1.0):
+                arena.interrupt(1)
+                hit.append(f"{cut.mode} at {cut.what.partition(' of ')[0]}")
+            time.sleep(chance.uniform(0, 0.1))
+        proxy.cut = None
     return f"cut: {', '.join(hit)}" if hit else None

@@ -25,7 +25,8 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     way = chance.choice(("to server", "to client", ""))
     arena.interrupt(arena.setup.workers)
     seconds = arena.setup.lease * chance.uniform(1.0, 2.0)
-    proxy.block(lambda _, direction: direction.startswith(way))
-    time.sleep(seconds)
-    proxy.block(None)
+    with arena.outages.under_way(proxy.dsn):
+        proxy.block(lambda _, direction: direction.startswith(way))
+        time.sleep(seconds)
+        proxy.block(None)
     return f"nothing passed {way or 'in either direction'} for {seconds:.1f} s"

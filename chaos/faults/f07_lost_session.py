@@ -24,8 +24,9 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
         return None
     if isinstance(arena.server, OwnServer) and chance.random() < 0.25:
         arena.interrupt_all()
-        if not arena.server.crash_itself(lambda: arena.chaos.kill_session(chance.choice(sessions))):
-            return None
+        with arena.outages.under_way():
+            if not arena.server.crash_itself(lambda: arena.chaos.kill_session(chance.choice(sessions))):
+                return None
         arena.count("PostgreSQL crashes")
         arena.accepting()
         return f"killed a server process of the kind {kind}"

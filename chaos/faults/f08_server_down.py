@@ -21,7 +21,8 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     mode = chance.choice(("immediate", "immediate", "fast"))
     down = chance.uniform(10, 30) if chance.random() < 0.02 else chance.choice((0.0, 0.0, chance.uniform(0, 3)))
     arena.interrupt_all()
-    arena.server.restart(mode, down)  # type: ignore[arg-type]
+    with arena.outages.under_way():
+        arena.server.restart(mode, down)  # type: ignore[arg-type]
     arena.count("PostgreSQL crashes" if mode == "immediate" else "PostgreSQL restarts")
     arena.accepting()
     return f"{mode} stop, away for {down:.1f} s"

@@ -35,9 +35,11 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
         reached = _committed(arena) + lose
         arena.until(lambda: _committed(arena) >= reached)
         before = _committed(arena)
-        arena.server.go_back(kept)
+        with arena.outages.under_way():
+            arena.server.go_back(kept)
     elif how == "lossless":
-        arena.server.fail_over()
+        with arena.outages.under_way():
+            arena.server.fail_over()
     else:
         arena.server.prepare_standby()
         goal: list[int] = []
@@ -48,7 +50,8 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
             goal[:] = goal or [before + lose]
             return before >= goal[0] or arena.feeding_is_over.is_set()
 
-        arena.server.fail_over(enough)
+        with arena.outages.under_way():
+            arena.server.fail_over(enough)
     arena.accepting()
     arena.begin_log()
     lost = max(0, before - _committed(arena)) if how != "lossless" else 0

@@ -42,13 +42,13 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     if arena.pooler is not None and chance.random() < 0.6:
         return _restart(arena, arena.pooler, chance.choice((signal.SIGTERM, signal.SIGKILL)), seconds)
     if os.geteuid() == 0 and chance.random() < 0.5:
-        with _small_disk(arena, arena.server) as disk:
+        with arena.outages.under_way(), _small_disk(arena, arena.server) as disk:
             _fill(disk)
             time.sleep(seconds)
             (disk / "filler").unlink()
         return f"the disk of checkpoints was full for {seconds:.1f} s"
     arena.interrupt_all()
-    with ExitStack() as taken:
+    with arena.outages.under_way(), ExitStack() as taken:
         ended = len(arena.chaos.query(_HALF))
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -61,9 +61,10 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
 
 def _restart(arena: Arena, pooler: Pooler, number: signal.Signals, seconds: float) -> str:
     arena.interrupt(arena.setup.workers)
-    pooler.stop(number)
-    time.sleep(seconds)
-    pooler.start()
+    with arena.outages.under_way(pooler.dsn(arena.dsn)):
+        pooler.stop(number)
+        time.sleep(seconds)
+        pooler.start()
     return f"PgBouncer got {number.name}, and was away for {seconds:.1f} s"
 
 

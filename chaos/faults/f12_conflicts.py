@@ -10,7 +10,7 @@ from chaos.workloads import bank
 BROKEN = "Forty transfers at once between five accounts, at three isolation levels: 40001 and 40P01 all the time."
 EXPECTED = "They are run again, with a pause, as often as it takes; that counts as nothing, and sums are right."
 SEEN_BY = ("ledger", "effects", "atomicity", "expectations", "liveness")
-LANE = "clients"
+LANE = "conflicts"
 
 
 def inject(arena: Arena, chance: random.Random) -> str | None:

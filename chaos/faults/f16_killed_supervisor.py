@@ -7,7 +7,7 @@ import signal
 import time
 
 from chaos.arena import Arena
-from chaos.processes import Host, send_signal
+from chaos.processes import Host, parent, send_signal
 from pgqueue.ids import start_ticks
 
 BROKEN = """SIGKILL to a supervisor, to a housekeeper, or to all processes of a host in one moment; SIGSTOP to a supervisor or a
@@ -20,7 +20,7 @@ LANE = "supervisors"
 
 def inject(arena: Arena, chance: random.Random) -> str | None:
     """One of five ways."""
-    hosts = [host for host in list(arena.hosts) if host.alive]
+    hosts = [host for host in list(arena.hosts) if host.alive and not host.booting]  # which has no housekeeper yet
     if not hosts:
         return None
     host = chance.choice(hosts)
@@ -51,6 +51,6 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
 
 
 def _housekeeper(host: Host, workers: set[int]) -> int | None:
-    """The first child of a supervisor that stays."""
-    others = [pid for pid in host.processes() if pid != host.pid and pid not in workers]
+    """The first child of a supervisor that stays. (What jobs have forked is no child of its own, as long as they run.)"""
+    others = [pid for pid in host.processes() if parent(pid) == host.pid and pid not in workers]
     return min(others, key=lambda pid: start_ticks(pid) or 0, default=None)

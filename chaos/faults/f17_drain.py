@@ -8,6 +8,7 @@ import signal
 import time
 
 from chaos.arena import Arena
+from pgqueue.config import Exit
 
 BROKEN = """SIGTERM to a supervisor; to it twice; to all its processes; to one that has only just started; a drain that is killed.
 Another host is started in its place."""
@@ -39,14 +40,14 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
         arena.interrupt(arena.setup.workers)
         arena.sigkill(leaving.pid)
     code = leaving.wait(60)
-    booting = "workers for" not in leaving.text()  # it cannot have said yet what SIGTERM means to it
-    arena.findings += wrong(code, how, booting, killed=leaving.pid in arena.killed)
+    arena.findings += wrong(code, how, leaving.booting, arena.forgiven(leaving, code))
     return f"drained {leaving.pid} ({how}): exit code {code}"
 
 
-def wrong(code: int, how: str, booting: bool, killed: bool) -> list[str]:
-    """``booting``: it was told so before it could listen. ``killed``: somebody has killed it meanwhile."""
-    if code in (0, 75, -signal.SIGTERM if booting else 0, -signal.SIGKILL if killed else 0):
+def wrong(code: int, how: str, booting: bool, forgiven: bool) -> list[str]:
+    """``booting``: it was told so before it could listen. ``forgiven``: another fault has killed it meanwhile, or taken
+    the server away while it began."""
+    if forgiven or code in (Exit.OK, Exit.GIVEN_BACK, -signal.SIGTERM if booting else Exit.OK):
         return []
     return [f"drain: a supervisor that was told to drain ({how}) ended with {code}"]
 

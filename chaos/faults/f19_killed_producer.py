@@ -12,7 +12,7 @@ BROKEN = """A producer enqueues alone, together with a row of its own, and in tr
 random moment: before the insert, before the commit, in it, or after it."""
 EXPECTED = "A job exists if and only if its transaction committed, and so does the row beside it. What was acknowledged runs."
 SEEN_BY = ("conservation",)
-LANE = "clients"
+LANE = "producers"
 
 ORDERS = 2000
 

@@ -15,7 +15,7 @@ EXPECTED = (
     "They take turns, one that is killed leaves nothing, and workers go on. One that comes when the server is away says so."
 )
 SEEN_BY = ("liveness", "claim history", "expectations", "migration")
-LANE = "clients"
+LANE = "migrations"
 
 PATIENCE = 60.0  # seconds in which one has to work, however often the server is away
 

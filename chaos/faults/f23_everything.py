@@ -19,7 +19,8 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
     pids = [pid for host in list(arena.hosts) for pid in host.processes()]
     killed = arena.sigkill(*pids)
     if isinstance(arena.server, OwnServer):
-        arena.server.restart("immediate")
+        with arena.outages.under_way():
+            arena.server.restart("immediate")
         arena.count("PostgreSQL crashes")
         arena.accepting()
     return f"killed all {killed} processes, and crashed the server"

@@ -40,19 +40,29 @@ class Journal:
         return journal
 
 
+#: What each finding is about, and the jobs that it was found of.
+Findings = dict[str, set[int]] | dict[str, set[str]]
+ABSENT, UNFINISHED = "acknowledged, and there is no such job", "acknowledged, and not finished"
+TWICE = "enqueued once, and there several times"
+
+
 def check(conn: psycopg.Connection[Any], journal: Journal, name: str = "chaos.workloads.bank.order") -> list[str]:
     """When all jobs have ended: does what is there agree with what was done?"""
+    return in_words(of_orders(conn, journal, name))
+
+
+def of_orders(conn: psycopg.Connection[Any], journal: Journal, name: str = "chaos.workloads.bank.order") -> dict[str, set[int]]:
+    """The same, with the numbers of the orders."""
     jobs = {number: (times, ended) for number, times, ended in conn.execute(_JOBS, (name,)).fetchall()}
     rows = {row[0] for row in conn.execute("SELECT number FROM purchase").fetchall()}
-    findings = {
-        "acknowledged, and there is no such job": journal.acknowledged - jobs.keys(),
-        "acknowledged, and not finished": {n for n in journal.acknowledged & jobs.keys() if not jobs[n][1]},
+    return {
+        ABSENT: journal.acknowledged - jobs.keys(),
+        UNFINISHED: {n for n in journal.acknowledged & jobs.keys() if not jobs[n][1]},
         "there, and nobody tried to enqueue them": jobs.keys() - journal.attempted,
         "rolled back, and there": journal.rolled_back & jobs.keys(),
-        "enqueued once, and there several times": {n for n, (times, _) in jobs.items() if times > 1},
+        TWICE: {n for n, (times, _) in jobs.items() if times > 1},
         "rows without their job, or jobs without their row": (journal.with_a_row & jobs.keys()) ^ rows,
     }
-    return [f"{what}: {sorted(numbers)}" for what, numbers in findings.items() if numbers]
 
 
 _IDS = "SELECT j.id::text, o.job_id IS NOT NULL FROM pgqueue.job j LEFT JOIN pgqueue.outcome o ON o.job_id = j.id"
@@ -65,19 +75,35 @@ SELECT (SELECT count(*) FROM pgqueue.outcome o JOIN pgqueue.job j ON j.id = o.jo
 """
 
 
-def check_ids(
+def of_ids(
     conn: psycopg.Connection[Any], attempted: set[str], acknowledged: set[str], from_inside: tuple[str, ...], lossy: bool = False
-) -> list[str]:
+) -> dict[str, set[str]]:
     """The same for jobs whose ids their producer has chosen. ``from_inside``: names of jobs that other producers enqueue.
     ``lossy``: a failover has lost acknowledged commits, as it may."""
     jobs = dict(conn.execute(_IDS + _NOT_FROM_OUTSIDE, (list(from_inside),)).fetchall())
     there = dict(conn.execute(_IDS).fetchall())
-    findings = {
-        "acknowledged, and there is no such job": set() if lossy else acknowledged - there.keys(),
-        "acknowledged, and not finished": {job for job in acknowledged & there.keys() if not there[job]},
+    return {
+        ABSENT: set() if lossy else acknowledged - there.keys(),
+        UNFINISHED: {job for job in acknowledged & there.keys() if not there[job]},
         "there, and nobody tried to enqueue them": jobs.keys() - attempted,
     }
-    return [f"{what}: {len(ids)}, among them {sorted(ids)[:5]}" for what, ids in findings.items() if ids]
+
+
+def check_ids(
+    conn: psycopg.Connection[Any], attempted: set[str], acknowledged: set[str], from_inside: tuple[str, ...], lossy: bool = False
+) -> list[str]:
+    """The same in words."""
+    return in_words(of_ids(conn, attempted, acknowledged, from_inside, lossy))
+
+
+def in_words(findings: Findings) -> list[str]:
+    """A sentence for each kind of finding."""
+    return [f"{what}: {len(jobs)}, among them {sorted(jobs)[:5]}" for what, jobs in findings.items() if jobs]
+
+
+def figures(findings: Findings) -> dict[str, int]:
+    """How many jobs were lost, and how many doubled."""
+    return {"lost": len(findings[ABSENT]) + len(findings[UNFINISHED]), "doubled": len(findings.get(TWICE, ()))}
 
 
 def check_grants(conn: psycopg.Connection[Any]) -> list[str]:

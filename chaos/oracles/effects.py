@@ -24,6 +24,15 @@ SELECT coalesce(c.job_id, e.job_id), coalesce(c.seq, e.seq), coalesce(e.times, 0
 """
 
 
+def figures(conn: psycopg.Connection[Any]) -> dict[str, int]:
+    """How many steps with a checkpoint have lost their effect, and how many have it several times."""
+    lost = doubled = 0
+    for _, _, times, stored, _, _ in conn.execute(_UNEQUAL).fetchall():
+        lost += stored and times == 0
+        doubled += times > 1
+    return {"lost": lost, "doubled": doubled}
+
+
 def check(conn: psycopg.Connection[Any]) -> list[str]:
     """The steps where effect and checkpoint do not agree."""
     wrong = []
