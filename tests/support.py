@@ -71,9 +71,10 @@ def as_roles(template: str) -> Way:
             if conn.execute("SELECT to_regrole(%s) IS NULL", (login,)).fetchone() == (True,):
                 conn.execute(f"CREATE ROLE {login} LOGIN PASSWORD 'secret'")  # type: ignore[arg-type]
             run(conn, protocol.grant_role(kind, login))
-        conn.execute("GRANT pgqueue_reader TO tests_producer")  # and what job.result() needs: see docs/operations.md
-        conn.execute("GRANT SELECT ON pgqueue.job_values, pgqueue.steps, pgqueue.attempts TO tests_producer")
-        conn.execute("GRANT EXECUTE ON FUNCTION pgqueue.awaited TO tests_producer")
+        conn.execute("GRANT pgqueue_reader TO tests_producer")  # and what handles need: see docs/operations.md
+        for view in ("job_values", "steps", "attempts", "progress", "stream"):
+            conn.execute(f"GRANT SELECT ON pgqueue.{view} TO tests_producer")  # type: ignore[arg-type]
+        conn.execute("GRANT EXECUTE ON FUNCTION pgqueue.awaited, pgqueue.read_stream TO tests_producer")
         conn.execute("GRANT UPDATE ON SEQUENCE pgqueue.results_until TO tests_producer")
         conn.execute("GRANT CREATE ON SCHEMA public TO tests_worker")
         conn.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO tests_worker")

@@ -15,6 +15,12 @@ from tests.apps import aio, bank
 from tests.support import Workers, states, violations, wait_for
 
 
+@pytest.fixture(autouse=True)
+def operator(bank_db: psycopg.Connection[Any], dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who cancels has the rights of a worker."""
+    monkeypatch.setenv("PGQUEUE_DSN", dsn)
+
+
 def test_whether_it_took_effect(bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path) -> None:
     """Asked before it begins, between two of its steps, while it waits, in its last step, and when all is over."""
     before = bank.noop.options(delay="1h").enqueue()

@@ -73,7 +73,7 @@ def test_rolled_back_savepoint_leaves_nothing(app: App, dsn: str, conn: psycopg.
     assert violations(conn) == []
 
 
-def test_from_a_trigger_as_a_role_that_may_only_enqueue(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:
+def test_from_a_trigger_as_a_role_that_may_only_enqueue(app: App, direct_dsn: str, conn: psycopg.Connection[Any]) -> None:
     conn.execute("""
         CREATE TABLE orders (id int PRIMARY KEY);
         CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -89,7 +89,7 @@ def test_from_a_trigger_as_a_role_that_may_only_enqueue(app: App, dsn: str, conn
         GRANT INSERT ON orders TO shop_producer;
     """)
     try:
-        with psycopg.connect(dsn) as producer:
+        with psycopg.connect(direct_dsn) as producer:
             producer.execute("SET ROLE shop_producer")
             producer.execute("INSERT INTO orders VALUES (7), (8)")
             for forbidden in (

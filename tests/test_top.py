@@ -168,6 +168,7 @@ def test_metrics_of_the_database_are_those_of_the_list(counted_db: psycopg.Conne
     counted_db.execute(
         "INSERT INTO pgqueue.waiting (job_id, kind, key, queue, lane) SELECT id, 'name', name, queue, 11 FROM pgqueue.job"
     )
+    counted_db.execute("""SELECT pgqueue.limit_queue('default', '{"rate": {"n": 1, "per": 1, "burst": 1}}')""")
     families = {family.name: family for family in METRICS if family.source == "database"}
     rows = run(counted_db, protocol.metrics())
     assert {name for name, _, _ in rows} == set(families)
