@@ -20,10 +20,10 @@ CHAOS :=
 AT_ONCE := 2
 
 # What the tests of other ways to the database run: what goes through the fixtures `dsn` and `bank_db` (tests/conftest.py). The others
-# make servers and logins of their own, or look at sessions by their names, which a pooler's have not (test_ahead). test_isolation watches
-# the claims with a trigger, which is for the owner.
+# make servers and logins of their own, or look at sessions by their names, which a pooler's have not (test_ahead,
+# and of these test_results).
 OTHER_WAYS := $(patsubst %,tests/test_%.py,runtime worker waits results kill streams cancel caught children turns limits_workers notify \
-	isolation top cli queues_cli enqueue show)
+	top cli queues_cli enqueue show)
 
 PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
@@ -43,10 +43,10 @@ test: $(VENV)/.dev $(BINARIES) ## run the tests; PG=15, 16, 17 or 18 (the defaul
 	$(BIN)/python -m pytest -n $(AT_ONCE) --dist worksteal $(T)
 
 test-roles: $(VENV)/.dev $(BINARIES) ## run the tests of workers and producers as roles without other rights (minutes)
-	PGQUEUE_TEST_WAY=roles $(BIN)/python -m pytest -n $(AT_ONCE) --dist worksteal $(filter-out %/test_isolation.py,$(OTHER_WAYS)) $(T)
+	PGQUEUE_TEST_WAY=roles $(BIN)/python -m pytest -n $(AT_ONCE) --dist worksteal $(OTHER_WAYS) $(T)
 
 test-pgbouncer: $(VENV)/.dev $(BINARIES) ## run them through PgBouncer in transaction mode (minutes)
-	PGQUEUE_TEST_WAY=pgbouncer $(BIN)/python -m pytest -n $(AT_ONCE) --dist worksteal $(OTHER_WAYS) $(T)
+	PGQUEUE_TEST_WAY=pgbouncer $(BIN)/python -m pytest -n $(AT_ONCE) --dist worksteal $(filter-out %/test_results.py,$(OTHER_WAYS)) $(T)
 
 sweep: $(VENV)/.dev $(BINARIES) ## break pgqueue at every failpoint in every way, one by one (minutes)
 	$(BIN)/python -m pytest -m sweep $(T)
