@@ -84,7 +84,7 @@ def _log(arena: Arena, conn: psycopg.Connection[Any]) -> dict[str, Verdict]:
     except psycopg.errors.UndefinedObject:
         return dict.fromkeys(FROM_THE_LOG, Verdict([], "not judged: the session that kept the log was lost", judged=False))
     names = dict(conn.execute("SELECT id::text, name FROM pgqueue.job").fetchall())
-    since = ", since the last failover: the server before took its log with it" if arena.logs > 1 else ""
+    since = "; after a failover, those since then" if arena.logs > 1 else ""
     few, even = history.starts(log, "few"), history.starts(log, "even")
     clock = (arena.steps_of_the_clock + arena.lossy) * town.BURST
     seen = sum(len(commit.effects) for commit in log)
