@@ -296,5 +296,5 @@ class Model:
                 job.end("cancelled" if job.requested else "failed", job.token, self.now)
             else:
                 self._back(job, (call,))
-                job.suspect = charged
+                job.suspect = charged or job.suspect
         return len(taken), poisoned

@@ -80,7 +80,7 @@ BEGIN
            AND u.job_id = ANY (ARRAY(SELECT d.job_id FROM judged d WHERE d.unique_key IS NOT NULL))
     ), back AS (                                             -- the first of its key stays the first
         INSERT INTO pgqueue.ready (queue, lane, pos, job_id, suspect)
-        SELECT d.queue, d.lane - d.lane % 2, CASE WHEN d.key IS NULL THEN nextval('pgqueue.position') ELSE d.pos END, d.job_id, d.charged
+        SELECT d.queue, d.lane - d.lane % 2, CASE WHEN d.key IS NULL THEN nextval('pgqueue.position') ELSE d.pos END, d.job_id, d.charged OR d.suspect
           FROM judged d WHERE NOT d.cancelled AND NOT d.poison
     ), gone AS (
         DELETE FROM pgqueue.running r WHERE r.ctid = ANY (ARRAY(SELECT h.tid FROM held h))
