@@ -298,7 +298,7 @@ MUTANTS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "pick_turns",
         "OR (p.lane % 2 = 1 AND p.pos > max(p.first) OVER k)",
         "",
-        {"per_key": 1},
+        {"per_key": 1, "rate_per_key": Rate(5, 1.0, 1)},
     ),
     "what is given back goes to the end of its key": (
         "reap",
