@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ from psycopg import sql
 
 from chaos.processes import state
 from pgqueue import JobFailed, protocol
+from pgqueue.config import WorkSettings
 from pgqueue.database import run
 from pgqueue.housekeeper import recovery
+from pgqueue.housekeeper.housekeeper import LOOK_FOR_HOSTAGES, Housekeeper
 from pgqueue.ids import digest, new_token
 from pgqueue.model import Settlement
-from pgqueue.slots import Slots
+from pgqueue.slots import Phase, Slots
 from tests.apps import bank
 from tests.support import Hand, Work, Workers, kill, states, stopped, violations, wait_for, worker_pids
 
@@ -462,6 +466,25 @@ def test_a_claim_that_its_worker_does_not_come_to_read_is_taken_back(bank_db: ps
     recovery.revoke(bank_db, slot, again.token)  # it has just read this one
     assert job.status() == "running"
     hand.close()
+
+
+def test_who_is_idle_may_have_jobs_in_hand_all_the_same(bank_db: psycopg.Connection[Any], dsn: str) -> None:
+    """A worker is idle when there is nothing to claim, whatever it runs, and also when it stands still in a claim. What it keeps
+    from others is looked for as often as where all are busy."""
+    slots = Slots(2)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        housekeeper = Housekeeper(WorkSettings("tests.apps.bank:app"), dsn, ["default"], slots, [], theirs, 0)
+        for slot in slots:
+            slot.assign(str(uuid.uuid4()))
+            slot.phase = Phase.IDLE
+        assert housekeeper._free_hostages(bank_db) == 1.0
+        slots[0].hold(3, 7)
+        slots[0].begin(3)
+        assert housekeeper._free_hostages(bank_db) == LOOK_FOR_HOSTAGES
+        slots[0].forget(3)
+        slots[1].announce(5)
+        assert housekeeper._free_hostages(bank_db) == LOOK_FOR_HOSTAGES
 
 
 def test_a_worker_that_stopped_in_the_middle_of_a_message_loses_that_session(bank_db: psycopg.Connection[Any], dsn: str) -> None:

@@ -40,7 +40,7 @@ from pgqueue.supervisor.child import Death
 log = logging.getLogger(__name__)
 EARLY = 0.04  # seconds; claims look 50 ms ahead
 AGAIN = 0.1  # seconds until the next look while there is work and workers rest: after one that came late, the rate is kept again
-LOOK_FOR_HOSTAGES = 0.25  # seconds, unless all workers are idle
+LOOK_FOR_HOSTAGES = 0.25  # seconds, unless no worker has anything in hand
 NOBODY_BEHIND = "ffffffff-ffff-ffff-ffff-ffffffffffff"  # the id behind all others
 SELDOM = 30.0  # seconds until a duty is done though nobody has seen a reason for it
 PROMOTE_AT_ONCE = WAKE_AT_ONCE = 5000
@@ -305,7 +305,9 @@ class Housekeeper:
                 self._unsettled[slot.worker] = set(kept)
                 if stuck := {key: kept[key] for key in kept.keys() & seen.get(slot.worker, set())}:
                     recovery.settle_kept(conn, slot.worker, stuck)
-        return 1.0 if all(slot.phase == Phase.IDLE for slot in self._slots.used()) else LOOK_FOR_HOSTAGES
+        # One that is idle has room, and may be running jobs all the same.
+        in_hand = any(slot.phase != Phase.IDLE or slot.inflight or slot.held() - {0} for slot in self._slots.used())
+        return LOOK_FOR_HOSTAGES if in_hand else 1.0
 
     def _look(self, conn: psycopg.Connection[Any]) -> float:
         """One question a second, from which follows what else has to be done; also for whom there is work: one poll for all idle
