@@ -543,6 +543,19 @@ def test_a_worker_that_dies_together_with_the_housekeeper_is_charged_for_what_it
     assert [[a.kind for a in job.attempts()] for job in jobs] == [["crash"]] * 2
 
 
+def test_a_housekeeper_that_has_just_crashed_is_started_again_for_the_last_deaths(
+    bank_db: psycopg.Connection[Any], workers: Workers
+) -> None:
+    """Also within the pause that one makes that died young: the supervisor ends in peace, and does not say that jobs are left."""
+    work = workers.start("tests.apps.bank:app", "-w", "1")
+    ready(bank_db, work, 1)
+    kill(work.pid, signal.SIGSTOP)
+    kill(housekeeper_pid(bank_db, work), signal.SIGABRT)
+    work.signal(signal.SIGQUIT)
+    kill(work.pid, signal.SIGCONT)
+    assert work.wait() == 0, work.log()
+
+
 def connected(conn: psycopg.Connection[Any]) -> bool:
     sessions = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgqueue:%:%'"
     return conn.execute(sessions).fetchone() is not None

@@ -21,6 +21,7 @@ from pgqueue.supervisor.stacks import log_written
 log = logging.getLogger(__name__)
 
 STUCK_AFTER = 3.0  # seconds without a tick
+LONGEST_PAUSE = 5.0  # seconds; a third of the usual lease
 
 
 class Housekeeping:
@@ -36,7 +37,7 @@ class Housekeeping:
         self._private = private
         self._socket: socket.socket | None = None
         self._born = 0.0
-        self._pause = Pause(longest=5.0)  # a third of the usual lease
+        self._pause = Pause(longest=LONGEST_PAUSE)
 
     @property
     def descriptors(self) -> list[int]:
@@ -61,6 +62,10 @@ class Housekeeping:
         for death in self.deaths.values():
             self._tell(death)
 
+    def hurry(self) -> None:
+        """Where it has died young, wait no longer for the next one."""
+        self._pause = Pause(longest=LONGEST_PAUSE)
+
     def replace(self) -> None:
         """It is made to be killed at any moment: another one goes on where it was."""
         if self.pid:
@@ -77,7 +82,8 @@ class Housekeeping:
 
     def ended(self, code: int) -> None:
         """Its process has ended."""
-        log.warning("the housekeeper ended (%s), starting another", describe(code))
+        if code:  # otherwise it has left because we do
+            log.warning("the housekeeper ended (%s)", describe(code))
         self.log_stacks()
         self._pause.died(time.monotonic(), time.monotonic() - self._born > STABLE_AFTER or code == -signal.SIGKILL)
         self.forget()

@@ -308,7 +308,8 @@ class Supervisor:
 
     def _leave(self) -> int:
         """All workers are gone: let the housekeeper give the last jobs back, then close its life line."""
-        self._wait_until(lambda: not self._housekeeping.deaths)
+        self._housekeeping.hurry()
+        self._wait_until(self._all_is_given_back)
         os.close(self._life_held)
         if not self._wait_until(lambda: not self._housekeeping.pid):
             kill_group(self._housekeeping.pid)
@@ -321,6 +322,11 @@ class Supervisor:
         log.info("stopped")
         return self._stopping.code
 
+    def _all_is_given_back(self) -> bool:
+        if self._housekeeping.deaths:
+            self._housekeeping.start_due(self.settings, self._facts)  # it may have died, now or a moment ago
+        return not self._housekeeping.deaths
+
     def _wait_until(self, condition: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + FAREWELL
         while not condition():
@@ -331,6 +337,7 @@ class Supervisor:
             if any(number in STOP for number in self._signals.take()):
                 self._stopping.restarting = False
             self._hear_housekeeper()
-            if self._housekeeping.pid in dict(self._dead(())):
-                self._housekeeping.forget()
+            for pid, code in self._dead(()):
+                if pid == self._housekeeping.pid:
+                    self._housekeeping.ended(code)
         return True
