@@ -103,6 +103,42 @@ def test_a_worker_gets_what_it_can_begin_and_more_only_where_there_is_plenty(mak
     assert len(run(hand.conn, protocol.held_claims([hand.id]))) == 40
 
 
+def test_who_can_begin_nothing_uses_no_limit(make: Make) -> None:
+    """Its job would wait behind another one, in the place of one that could run elsewhere."""
+    hand = make(concurrency=3)
+    enqueue(hand, *[(n,) for n in range(10)])
+    assert claim(hand, 100, at_once=0) == []
+    assert len(claim(hand, 100, at_once=2)) == 2
+
+
+def test_limited_queues_in_which_nothing_is_ready_are_in_nobodys_way(make: Make, dsn: str) -> None:
+    """Two that serve them too do not wait for each other."""
+    hand = make(concurrency=3)
+    with connect(dsn, "other") as other, other.transaction():
+        lock = "SELECT pg_advisory_xact_lock_shared(pgqueue.queue_lock('limited'))"
+        other.execute(lock)
+        hand.conn.execute("SET statement_timeout = '5s'")
+        assert claim(hand) == []
+    enqueue(hand, (1,))
+    with connect(dsn, "other") as other, other.transaction():
+        other.execute(lock)
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            claim(hand)
+
+
+def test_who_leaves_a_queue_with_a_limit_says_so(make: Make, dsn: str) -> None:
+    """It has settled its last job and claims no more: nobody would come soon for what it kept from others."""
+    hand = make(concurrency=1)
+    enqueue(hand, (1,), (2,))
+    done(hand, *claim(hand))
+    with connect(dsn, "other") as other:
+        other.execute("LISTEN pgqueue")
+        run(other, protocol.look(["limited"], 60))
+        run(other, protocol.fence_worker(hand.id, None, "ended"))
+        run(other, protocol.reap(hand.id, [], "crash", None))
+        assert list(other.notifies(timeout=10, stop_after=1))
+
+
 def test_costs_are_summed_up(make: Make) -> None:
     hand = make(concurrency=10)
     enqueue(hand, (1,), cost=4)

@@ -73,7 +73,7 @@ job = st.fixed_dictionaries(
     }
 )
 claim = st.tuples(
-    st.just("claim"), st.integers(1, 12), st.integers(1, 6), st.sampled_from(["kept"] * 6 + ["forgotten", "rolled back"])
+    st.just("claim"), st.integers(1, 12), st.integers(0, 6), st.sampled_from(["kept"] * 6 + ["forgotten", "rolled back"])
 )
 settle = st.tuples(
     st.just("settle"), st.integers(1, 6), st.sampled_from(["succeeded"] * 4 + ["failed", "release", "retry"]), st.integers(0, 1)

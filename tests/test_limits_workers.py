@@ -87,12 +87,13 @@ def beside(work: Callable[[Connection], object], dsn: str, every: Callable[[], f
 
 
 class Chaos:
-    """Kills a worker, and now and then replaces a host by a new one, as a deploy does."""
+    """Kills a worker, and now and then replaces a host, as a deploy does: when the new one is at work, the old one drains."""
 
     def __init__(self, workers: Workers, hosts: int) -> None:
         self._workers = workers
         self._dice = random.Random(SEED)
         self.hosts: list[Work] = []
+        self._leaving: list[Work] = []
         self.kills = self.deploys = 0
         for _ in range(hosts):
             self._start()
@@ -102,11 +103,13 @@ class Chaos:
 
     def strike(self, conn: Connection) -> None:
         pids = [pid for host in self.hosts for pid in worker_pids(conn, host)]
-        if len(pids) <= 2 * len(self.hosts):
-            return  # most are still about to start
+        if len(pids) <= 3 * len(self.hosts):
+            return  # with fewer than the limit, the limit could not be used
+        while self._leaving:
+            self._leaving.pop().signal(15)
         if self._dice.random() < 0.15:
             self._start()
-            self.hosts.pop(0).signal(15)
+            self._leaving.append(self.hosts.pop(0))
             self.deploys += 1
         else:
             self.kills += kill(self._dice.choice(pids))
@@ -124,7 +127,7 @@ def test_concurrency_across_hosts_kills_and_deploys(
 ) -> None:
     """8 workers of 2 hosts; 5 at once, one of each of 50 keys, or both."""
     full = jobs > 1000
-    places = enqueue(queue, jobs, lambda n: f"key {n % 50}" if queue != "few" else None, seconds=0.02 if full else 0.01)
+    places = enqueue(queue, jobs, lambda n: f"key {n % 50}" if queue != "few" else None, seconds=0.05 if full else 0.01)
     chaos = Chaos(workers, 2)
     wait_for(lambda: db.execute("SELECT FROM pgqueue.outcome LIMIT 1").fetchone() is not None)
     with beside(chaos.strike, dsn, lambda: 0.5):
@@ -249,11 +252,11 @@ def test_control_is_in_force_everywhere(db: Connection, history: History, worker
 
     wait_for(lambda: running()[0] == 2, what="both at work")
     change(protocol.pause("free"), "paused")
-    wait_for(lambda: running()[1] == 0, 20, "the end of what ran")
+    wait_for(lambda: running()[1] == 0, 10, "the end of what ran")
     change(protocol.resume("free"), "resumed")
-    wait_for(lambda: running()[0] == 2, 20, "both at work again")
+    wait_for(lambda: running()[0] == 2, 10, "both at work again")
     change(protocol.limit_queue("free", {"concurrency": 1}), "limited")
-    wait_for(lambda: running()[1] <= 1, 20, "the end of the others")
+    wait_for(lambda: running()[1] <= 1, 10, "the end of the others")
     history.note("from here on")
     wait_for(lambda: len(starts(since("from here on"), "free")) >= 20, 60, "one after the other")
     assert starts(since("paused", "resumed"), "free") == []

@@ -19,11 +19,13 @@ from chaos.processes import state
 from pgqueue import JobFailed, protocol
 from pgqueue.config import WorkSettings
 from pgqueue.database import run
+from pgqueue.descriptors import readable
 from pgqueue.housekeeper import recovery
 from pgqueue.housekeeper.housekeeper import LOOK_FOR_HOSTAGES, Housekeeper
 from pgqueue.ids import digest, new_token
 from pgqueue.model import Settlement
 from pgqueue.slots import Phase, Slots
+from pgqueue.supervisor.child import pipe
 from tests.apps import bank
 from tests.support import Hand, Work, Workers, kill, states, stopped, violations, wait_for, worker_pids
 
@@ -485,6 +487,35 @@ def test_who_is_idle_may_have_jobs_in_hand_all_the_same(bank_db: psycopg.Connect
         slots[0].forget(3)
         slots[1].announce(5)
         assert housekeeper._free_hostages(bank_db) == LOOK_FOR_HOSTAGES
+
+
+def test_one_is_woken_and_in_a_moment_the_others(bank_db: psycopg.Connection[Any], dsn: str) -> None:
+    """So that nobody is in the way of who takes the one job. Where there has been another reason meanwhile, all are."""
+    slots, wakes = Slots(3), [pipe() for _ in range(3)]
+    ours, theirs = socket.socketpair()
+
+    def woken() -> int:
+        return sum(bool(readable([read], 0)) and os.read(read, 10) == b"." for read, _ in wakes)
+
+    with ours, theirs:
+        housekeeper = Housekeeper(WorkSettings("tests.apps.bank:app"), dsn, [], slots, [write for _, write in wakes], theirs, 0)
+        for slot in slots:
+            slot.assign(str(uuid.uuid4()))
+            slot.phase = Phase.IDLE
+        housekeeper._plan()
+        for _ in range(3):
+            housekeeper._wake_idle()
+            assert woken() == 1
+            housekeeper._wake_others(bank_db)
+            assert woken() == 2
+        housekeeper._wake_idle()
+        housekeeper._wake_idle()
+        assert woken() == 2
+        housekeeper._wake_others(bank_db)
+        assert woken() == 3
+    for ends in wakes:
+        for end in ends:
+            os.close(end)
 
 
 def test_a_worker_that_stopped_in_the_middle_of_a_message_loses_that_session(bank_db: psycopg.Connection[Any], dsn: str) -> None:

@@ -17,17 +17,21 @@ from pgqueue.client import Job
 
 
 def bench_latency(bench: Bench, jobs: int, workers: int) -> dict[str, Any]:
-    """From an enqueue with all workers idle to the first line of the job."""
+    """From an enqueue with all workers idle to the first line of the job: from its call, and from its return (so long does the
+    commit take, which is the server's)."""
     with bench.workers(workers):
         bench.wait_for_workers(workers)
-        waits = [_pickup(0.02, 0.06) for _ in range(jobs)]
-    return {"jobs": jobs, "workers": workers, **percentiles(waits)}
+        called, committed = zip(*(_pickup(0.02, 0.06) for _ in range(jobs)), strict=True)
+    return {"jobs": jobs, "workers": workers, **percentiles(called), **percentiles(committed, "committed_")}
 
 
-def _pickup(shortest: float, longest: float) -> float:
+def _pickup(shortest: float, longest: float) -> tuple[float, float]:
     time.sleep(random.uniform(shortest, longest))  # noqa: S311 -- so that they are idle, and we meet no rhythm
-    began = time.time()
-    return stamp.enqueue().result(timeout=30) - began
+    called = time.time()
+    job = stamp.enqueue()
+    committed = time.time()
+    begun = job.result(timeout=30)
+    return begun - called, begun - committed
 
 
 def bench_idle(bench: Bench, jobs: int, workers: int, seconds: float = 20.0) -> dict[str, Any]:
@@ -38,7 +42,7 @@ def bench_idle(bench: Bench, jobs: int, workers: int, seconds: float = 20.0) -> 
         before, cpu_before, began = bench.counts(), cpu_seconds(supervisor), time.monotonic()
         time.sleep(seconds)
         spent, cpu, took = bench.counts().since(before), cpu_seconds(supervisor), time.monotonic() - began
-        waits = [_pickup(0.5, 1.5) for _ in range(jobs)]
+        waits = [_pickup(0.5, 1.5)[0] for _ in range(jobs)]
     return {
         "workers": workers,
         "seconds": round(took, 1),

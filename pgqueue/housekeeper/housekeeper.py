@@ -6,6 +6,7 @@ Long, because all duties share one loop and what it has heard; how each is done 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -40,6 +41,7 @@ from pgqueue.supervisor.child import Death
 log = logging.getLogger(__name__)
 EARLY = 0.04  # seconds; claims look 50 ms ahead
 AGAIN = 0.1  # seconds until the next look while there is work and workers rest: after one that came late, the rate is kept again
+STAGGER = 0.005  # seconds from one worker's wake-up to the others': most often there is one job, and they would be in its way
 LOOK_FOR_HOSTAGES = 0.25  # seconds, unless no worker has anything in hand
 NOBODY_BEHIND = "ffffffff-ffff-ffff-ffff-ffffffffffff"  # the id behind all others
 SELDOM = 30.0  # seconds until a duty is done though nobody has seen a reason for it
@@ -76,6 +78,8 @@ class Housekeeper:
         self._looked_to: str | None = None  # how far the look at all waiting jobs has come
         self._others_at = 0.0  # when it goes on
         self._answered: dict[int, float] = {}  # tokens of claims on their way, and when we first saw them
+        self._turn = 0
+        self._woken: list[int] = []  # ahead of the others, one for each reason
         self._meter = slots.meter()
         self._health = Health()
         self._unsettled: dict[str, set[int]] = {}  # results that workers had not settled when we last looked
@@ -125,6 +129,7 @@ class Housekeeper:
             self._reconcile,
             self._prune,
             self._free_hostages,
+            self._wake_others,
         )
         self._due = dict.fromkeys(duties, 0.0)
         if self._settings.burst:
@@ -170,7 +175,7 @@ class Housekeeper:
             channels = {notice.channel for notice in self._listener.heard()}
             if "pgqueue" in channels:
                 self._wake_idle()
-                self._due[self._promote] = 0.0  # something may be due before our next look
+                self._soon(self._promote, STAGGER)  # something may be due before our next look
             if "pgqueue_wake" in channels:
                 self._due[self._wake] = self._due[self._end_cancelled] = 0.0
         if not self._listening and self._idle():
@@ -211,13 +216,30 @@ class Housekeeper:
         return [slot for slot in self._slots.used() if slot.phase == Phase.IDLE and slot.order != Order.PAUSE]
 
     def _wake_idle(self) -> None:
+        """One of them now, in turn, and the others in a moment."""
         self._lively_until = time.monotonic() + 2
         self._soon(self._free_hostages, LOOK_FOR_HOSTAGES)
+        if idle := self._idle():
+            self._turn += 1
+            first = idle[self._turn % len(idle)]
+            self._call(first)
+            self._woken.append(first.index)
+            self._soon(self._wake_others, STAGGER)
+
+    def _wake_others(self, conn: psycopg.Connection[Any]) -> float:
+        """All but the one that was woken, unless there has been another reason since."""
+        spared = self._woken if len(self._woken) == 1 else []
         for slot in self._idle():
-            try:
-                os.write(self._wakes[slot.index], b".")
-            except BlockingIOError:
-                pass  # it has been woken already
+            if slot.index not in spared:
+                self._call(slot)
+        self._woken = []
+        return math.inf
+
+    def _call(self, slot: Slot) -> None:
+        try:
+            os.write(self._wakes[slot.index], b".")
+        except BlockingIOError:
+            pass  # it has been called already
 
     def _rest(self) -> float:
         """Seconds until the next look at what a notification would tell. Where nothing is heard, less while there is work."""

@@ -154,7 +154,8 @@ class Claims(threading.Thread):
                 retry_at = time.monotonic() + BUSY_PAUSE if self._unsettled else 0.0
                 if want and not found:
                     rest = SAFETY_POLL * random.uniform(0.8, 1.2)  # noqa: S311 -- spreading load
-                    poll_at = time.monotonic() + rest if self._idle else 0.0  # going idle: claim once more
+                    once_more = not self._idle and self._at_once(queues) > 0  # it is going idle
+                    poll_at = 0.0 if once_more else time.monotonic() + rest
                     self._slot.phase = Phase.IDLE  # from now on somebody wakes us
                 continue
             if draining and self._all_done():
@@ -280,8 +281,12 @@ class Claims(threading.Thread):
     def _claim(self, token: int, want: int, queues: list[str]) -> protocol.Call[list[tuple[ClaimedJob, int]]]:
         """The next claim. Every 16th reads the lanes backwards, so that no priority starves."""
         backwards = self._rounds // len(queues) % 16 == 15
-        at_once = max(1, min(self._inbox.free(self._queues[queue]) for queue in queues))
-        return protocol.claim(self._worker, token, queues, self._names, want, self._hints.next(queues), backwards, at_once)
+        hints = self._hints.next(queues)
+        return protocol.claim(self._worker, token, queues, self._names, want, hints, backwards, self._at_once(queues))
+
+    def _at_once(self, queues: Sequence[str]) -> int:
+        """How many jobs of these queues could begin at this moment."""
+        return max(0, min(self._inbox.free(self._queues[queue]) for queue in queues))
 
     def _receive(self, jobs: Sequence[ClaimedJob], token: int) -> None:
         for job in jobs:

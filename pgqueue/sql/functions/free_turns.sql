@@ -6,7 +6,7 @@ AS $$
 DECLARE
     moved text[] := ARRAY(SELECT t FROM pgqueue.next_turns(turns) t);
 BEGIN
-    IF moved <> '{}' THEN
+    IF cardinality(moved) > 1 THEN                           -- one is for the worker that calls: it has room now, and claims next
         PERFORM pgqueue.wake_idle();
     END IF;
     INSERT INTO pgqueue.wakeup (pos, turn)

@@ -33,10 +33,10 @@ DECLARE
 BEGIN
     IF q.concurrency IS NOT NULL THEN
         room := q.concurrency - pgqueue.used(q);
-        IF room <= 0 THEN
+        amount := least(amount, room, greatest(at_once, room / 4));
+        IF amount <= 0 THEN
             RETURN;
         END IF;
-        amount := least(amount, room, greatest(at_once, room / 4));
     END IF;
     IF q.rate IS NOT NULL THEN
         IF pgqueue.next_start(q.name, '', q.rate, q.rate_seconds, q.rate_burst, 1, stamp) > stamp + AHEAD THEN

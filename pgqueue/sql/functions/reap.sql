@@ -98,7 +98,7 @@ BEGIN
     IF still_held = 0 THEN
         DELETE FROM pgqueue.worker w WHERE w.id = reap.worker;
     END IF;
-    IF given_back > 0 THEN
+    IF given_back > 0 OR still_held = 0 THEN                 -- there is something to do, or what the worker kept of a limit is free
         PERFORM pgqueue.wake_idle();
     END IF;
     RETURN NEXT;
