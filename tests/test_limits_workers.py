@@ -127,7 +127,7 @@ def test_concurrency_across_hosts_kills_and_deploys(
 ) -> None:
     """8 workers of 2 hosts; 5 at once, one of each of 50 keys, or both."""
     full = jobs > 1000
-    places = enqueue(queue, jobs, lambda n: f"key {n % 50}" if queue != "few" else None, seconds=0.05 if full else 0.01)
+    places = enqueue(queue, jobs, lambda n: f"key {n % 50}" if queue != "few" else None, seconds=0.1 if full else 0.01)
     chaos = Chaos(workers, 2)
     wait_for(lambda: db.execute("SELECT FROM pgqueue.outcome LIMIT 1").fetchone() is not None)
     with beside(chaos.strike, dsn, lambda: 0.5):

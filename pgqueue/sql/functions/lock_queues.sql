@@ -8,7 +8,7 @@ DECLARE
     q     record;
     alone text[] := '{}';
 BEGIN
-    FOR q IN SELECT u.name, u.limited AND EXISTS (SELECT FROM pgqueue.ready r WHERE r.queue = u.name) AS limited
+    FOR q IN SELECT u.name, u.limited AND (SELECT 1 FROM pgqueue.ready r WHERE r.queue = u.name LIMIT 1) IS NOT NULL AS limited
                FROM pgqueue.queue u WHERE u.name = ANY (queues) ORDER BY u.name LOOP
         IF q.limited THEN
             PERFORM pg_advisory_xact_lock(pgqueue.queue_lock(q.name));
