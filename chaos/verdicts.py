@@ -59,6 +59,7 @@ class Verdict:
 def verdicts(arena: Arena) -> dict[str, Verdict]:
     """Of all oracles. What was found while the round was under way is added to the oracle that found it."""
     conn = arena.chaos.conn
+    conn.execute("ANALYZE")  # a round makes hundreds of thousands of rows in minutes, and oracles join them
     found = {name: judge(arena, conn) for name, judge in JUDGES.items()} | _log(arena, conn)
     return with_findings(found, arena.findings)
 
