@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pgqueue.errors import OutsideJob
+from pgqueue.values import clean
 
 if TYPE_CHECKING:
     from pgqueue.functions import Call, Function
@@ -200,7 +201,7 @@ class Current:
             raise ValueError(f"progress({fraction!r}): the fraction goes from 0 to 1")
         if note is not None and ("\0" in note or len(note) > MOST_NOTE):
             raise ValueError(f"progress(): the note has up to {MOST_NOTE} characters, and no NUL")
-        self._run.report(fraction, note)
+        self._run.report(fraction, clean(note))
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:

@@ -77,8 +77,8 @@ or give it a type hint that says how to read it back.
 
 def key_text(key: object, what: str) -> str:
     """The key of an event, or the like. BadValue unless it is a text of 1 to 512 bytes."""
-    if not isinstance(key, str) or "\0" in key or not 1 <= len(key.encode("utf-8", "replace")) <= 512:
-        raise BadValue(f"{what} {key!r} has to be a text of 1 to 512 bytes, without NUL")
+    if not isinstance(key, str) or "\0" in key or _LONE_SURROGATE.search(key) or not 1 <= len(key.encode()) <= 512:
+        raise BadValue(f"{what} {key!r} has to be a text of 1 to 512 bytes, without NUL or half a character")
     return key
 
 

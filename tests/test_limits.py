@@ -139,6 +139,32 @@ def test_who_leaves_a_queue_with_a_limit_says_so(make: Make, dsn: str) -> None:
         assert list(other.notifies(timeout=10, stop_after=1))
 
 
+def test_nobody_claims_behind_a_pause(make: Make, dsn: str) -> None:
+    """It waits for claims that are under way: from its commit on nothing is claimed."""
+    hand = make(concurrency=3)
+    enqueue(hand, (1,))
+    with connect(dsn, "other") as other:
+        other.execute("SET statement_timeout = '1s'")
+        with hand.conn.transaction():
+            assert claim(hand)
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                run(other, protocol.pause("limited"))
+        run(other, protocol.pause("limited"))
+    assert claim(hand) == []
+
+
+@pytest.mark.parametrize("limits", [{"concurrency": 3}, {}])
+def test_a_job_that_was_put_aside_by_strangers_is_for_who_knows_it(make: Make, dsn: str, limits: dict[str, Any]) -> None:
+    """In one claim, so that no stranger meets it again before; and who is idle is told."""
+    hand = make(**limits)
+    enqueue(hand, (1,))
+    with connect(dsn, "other") as other:
+        other.execute("LISTEN pgqueue")
+        assert not run(hand.conn, protocol.claim(hand.id, new_token(), ["limited"], ["other"], 10, [0] * 20))
+        assert list(other.notifies(timeout=10, stop_after=1))
+    assert numbers(claim(hand)) == [1]
+
+
 def test_costs_are_summed_up(make: Make) -> None:
     hand = make(concurrency=10)
     enqueue(hand, (1,), cost=4)

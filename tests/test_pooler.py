@@ -67,6 +67,26 @@ def test_a_workload_with_kills(
         bank.app.close()
 
 
+def test_an_idle_host_that_hears_nothing_finds_jobs_nevertheless(
+    pooled: str, direct: psycopg.Connection[Any], tmp_path: Path, bank_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each within a second: somebody looks for all idle workers."""
+    monkeypatch.setenv("PGQUEUE_DSN", pooled)
+    direct.execute(bank.TABLES)  # type: ignore[arg-type]
+    workers = Workers(pooled, tmp_path)
+    try:
+        work = workers.start("tests.apps.bank:app", "-w", "1")
+        wait_for(lambda: worker_pids(direct, work), what="a worker")
+        began = time.monotonic()
+        for n in range(5):
+            time.sleep(0.2)  # so that it is idle
+            assert bank.deposit.enqueue(1, n).result(timeout=60), work.log()
+        assert time.monotonic() - began < 25
+    finally:
+        workers.stop_all()
+        bank.app.close()
+
+
 def test_the_schema_comes_through_it(pooler: Pooler, empty_dsn: str) -> None:
     with connect(pooler.dsn(empty_dsn), "tests") as conn:
         assert migrate.migrate(conn, roles=True)

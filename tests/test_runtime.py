@@ -227,6 +227,149 @@ def test_a_caught_error_stays_when_a_later_step_is_requeued(app: App, dsn: str, 
     assert calls == ["caught", "fatal", "fatal"]
 
 
+def test_an_error_that_was_caught_stays_when_another_step_failed_while_it_was_handled(
+    app: App, dsn: str, conn: Any, calls: list[Any]
+) -> None:
+    """Python says that the second error came while the first was handled. It is the second that ended the job."""
+    broken = [True]
+
+    @app.step(name="plan_a", retry=Retry(1))
+    def plan_a() -> int:
+        calls.append("a")
+        raise RuntimeError("expected")
+
+    @app.step(name="plan_b", retry=Retry(1))
+    def plan_b() -> int:
+        calls.append("b")
+        if broken:
+            raise RuntimeError("broken")
+        return 2
+
+    @app.workflow(name="flow")
+    def flow() -> int:
+        try:
+            return plan_a()
+        except StepFailed:
+            return plan_b()
+
+    job = flow.enqueue()
+    drain(app, dsn)
+    broken.clear()
+    assert job.requeue()
+    drain(app, dsn)
+    assert job.result(timeout=5) == 2
+    assert calls == ["a", "b", "b"]
+
+
+@pytest.mark.parametrize("how", ["requeue", "retry"])
+def test_what_failed_runs_again_and_how_it_was_cleaned_up_stays(
+    app: App, dsn: str, conn: Any, calls: list[Any], how: str
+) -> None:
+    """The one has no checkpoint any more, and the other has: nothing has changed in the code."""
+    broken = [True]
+
+    @app.step(name="work", retry=Retry(1))
+    def work() -> int:
+        calls.append("work")
+        if broken:
+            raise RuntimeError("broken")
+        return 1
+
+    @app.step(name="clean_up")
+    def clean_up() -> None:
+        calls.append("clean up")
+
+    @app.workflow(name="flow", retry=Retry(2 if how == "retry" else 1, backoff=0.01))
+    def flow() -> int:
+        try:
+            return work()
+        finally:
+            clean_up()
+
+    job = flow.enqueue()
+    hand = Hand(app, dsn)
+    (claimed,) = hand.claim()
+    settlement = hand.run(claimed)
+    assert settlement is not None
+    assert settlement.how == ("retry" if how == "retry" else "failed")
+    hand.settle(settlement)
+    hand.close()
+    broken.clear()
+    if how == "requeue":
+        assert job.requeue()
+    drain(app, dsn)
+    assert job.result(timeout=5) == 1
+    assert calls == ["work", "clean up", "work"]
+    assert violations(conn) == []
+
+
+def test_a_requeued_job_that_goes_another_way_says_what_to_do(app: App, dsn: str, conn: Any, calls: list[Any]) -> None:
+    broken = [True]
+
+    @app.step(name="work", retry=Retry(1))
+    def work() -> int:
+        if broken:
+            raise RuntimeError("broken")
+        return 1
+
+    @app.step(name="undo")
+    def undo() -> None:
+        calls.append("undo")
+
+    @app.workflow(name="flow")
+    def flow() -> int:
+        try:
+            return work()
+        except StepFailed:
+            undo()
+            raise
+
+    job = flow.enqueue()
+    drain(app, dsn)
+    broken.clear()
+    assert job.requeue()
+    drain(app, dsn)
+    with pytest.raises(JobFailed, match=r"NonDeterministic: .* rerun it from the step that failed"):
+        job.result(timeout=5)
+    again = job.rerun(from_step=1)
+    drain(app, dsn)
+    assert again.result(timeout=5) == 1
+    assert calls == ["undo"]
+
+
+def test_a_group_of_errors_is_requeued_with_all_of_its_steps(app: App, dsn: str, conn: Any, calls: list[Any]) -> None:
+    broken = [True]
+
+    @app.step(name="part", retry=Retry(1))
+    def part(n: int) -> int:
+        calls.append(n)
+        if broken and n != 1:
+            raise RuntimeError("broken")
+        return n
+
+    @app.workflow(name="flow")
+    def flow() -> int:
+        errors: list[Exception] = []
+        done = 0
+        for n in range(3):
+            try:
+                done += part(n)
+            except StepFailed as error:
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("some", errors)
+        return done
+
+    job = flow.enqueue()
+    drain(app, dsn)
+    assert calls == [0, 1, 2]
+    broken.clear()
+    assert job.requeue()
+    drain(app, dsn)
+    assert job.result(timeout=5) == 3
+    assert calls == [0, 1, 2, 0, 2]
+
+
 def test_whole_job_transaction_is_one_commit(app: App, dsn: str, conn: Any, calls: list[Any]) -> None:
     @app.transaction(name="write")
     def write(tx: psycopg.Connection[Any], what: str) -> str:

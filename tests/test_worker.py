@@ -186,6 +186,9 @@ def test_hints_trail_and_sweeps_ignore_them(monkeypatch: pytest.MonkeyPatch) -> 
     everywhere = hints.next(QUEUES)
     assert everywhere[3] == 70
     assert everywhere[4] == 90, "an empty lane starts at the newest position that was given out before"
+    hints.learn(QUEUES, [], newest=0, asked=5, took=0.001)
+    now[0] += 0.3
+    assert hints.next(QUEUES) == everywhere, "of a queue that is paused nobody knows what is ready"
     now[0] += 1.0
     assert hints.next(QUEUES) == [0] * 40, "once a second from the start: late commits"
     assert hints.next(QUEUES) != [0] * 40

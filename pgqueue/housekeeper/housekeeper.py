@@ -327,6 +327,7 @@ class Housekeeper:
                 self._unsettled[slot.worker] = set(kept)
                 if stuck := {key: kept[key] for key in kept.keys() & seen.get(slot.worker, set())}:
                     recovery.settle_kept(conn, slot.worker, stuck)
+                    self._wake_idle()  # it does not claim next
         # One that is idle has room, and may be running jobs all the same.
         in_hand = any(slot.phase != Phase.IDLE or slot.inflight or slot.held() - {0} for slot in self._slots.used())
         return LOOK_FOR_HOSTAGES if in_hand else 1.0
@@ -341,12 +342,15 @@ class Housekeeper:
         self._soon(self._tick, seen.tick_in)
         self._soon(self._wake, 0.0 if seen.waits else None)
         self._soon(self._end_cancelled, 0.0 if seen.cancels else None)
-        if seen.work_in is None:
+        work_in = seen.work_in
+        if self._listening and self._listener.deaf:  # it asks nobody to notify, and nobody else's listening must end
+            work_in = run(conn, protocol.has_work(self._queues))
+        if work_in is None:
             return self._rest()
-        if seen.work_in <= EARLY:
+        if work_in <= EARLY:
             self._wake_idle()
-            return min(self._rest(), AGAIN) if seen.work_in == 0 else EARLY
-        return min(self._rest(), seen.work_in - EARLY / 2)
+            return min(self._rest(), AGAIN) if work_in == 0 else EARLY
+        return min(self._rest(), work_in - EARLY / 2)
 
     def _soon(self, duty: Callable[[psycopg.Connection[Any]], float], seconds: float | None) -> None:
         if seconds is not None:

@@ -39,16 +39,20 @@ def _traceback(error: BaseException) -> str:
 
 
 def failed_steps(error: BaseException) -> list[int]:
-    """The steps whose error this is, also through ``raise ... from``: what a requeue has to run again."""
-    seqs: set[int] = set()
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        if isinstance(current, (StepFailed, JobFailed, JobCancelled)) and current.seq is not None:
-            seqs.add(current.seq)
-        current = current.__cause__ or current.__context__
-    return sorted(seqs)
+    """The steps whose error this is, also through ``raise ... from``, and of a group all: what a requeue has to run again. Not
+    those that were handled when this one failed."""
+    return sorted(_failed(error, set()))
+
+
+def _failed(error: BaseException | None, seen: set[int]) -> set[int]:
+    if error is None or id(error) in seen:
+        return set()
+    seen.add(id(error))
+    if isinstance(error, (StepFailed, JobFailed, JobCancelled)) and error.seq is not None:
+        return {error.seq}
+    if isinstance(error, BaseExceptionGroup):
+        return set().union(*(_failed(inner, seen) for inner in error.exceptions))
+    return _failed(error.__cause__ or error.__context__, seen)
 
 
 def described(error: BaseException) -> dict[str, Any]:

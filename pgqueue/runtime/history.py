@@ -46,6 +46,7 @@ class History:
         self._ahead: deque[Recorded] = deque()
         self._read_to = 0
         self._complete = not (job.came_back if came_back is None else came_back)  # a fresh job has no history
+        self._begun_again: bool | None = None  # nobody has asked yet
         self._given = 0
         self._begun = 0
         self._called: deque[str] = deque(maxlen=SHOWN)  # what the code called last, and what is stored of that
@@ -86,7 +87,7 @@ class History:
             if not recorded.pending:
                 self.seen = step.seq
             found.append(recorded)
-        if None in found and await self.peek() is not None:
+        if None in found and await self.peek() is not None and not await self._was_begun_again():
             step = steps[found.index(None)]
             raise self.contradiction(f"step {step.seq} ({step.name}) has no checkpoint, but a later one has")
         return found
@@ -109,8 +110,15 @@ class History:
         return NonDeterministic(
             f"{what}: the workflow's code has changed, or it decides by something that is not a checkpoint (time, randomness, a "
             "global). Nothing was run. If a function was renamed, give it aliases=[...]; branch old and new code with patched(). "
+            "A job that was requeued, and goes another way now than it did: rerun it from the step that failed. "
             f"Stored: {', '.join(stored)}. Called: {', '.join(self._called)}"
         )
+
+    async def _was_begun_again(self) -> bool:
+        """Then of what ended it nothing is stored any more, but of what came behind: how it cleaned up, for example."""
+        if self._begun_again is None:
+            self._begun_again = await self._sessions.run(protocol.was_begun_again(self._job_id))
+        return self._begun_again
 
     async def peek(self) -> Recorded | None:
         """The next that is stored and was not called yet."""

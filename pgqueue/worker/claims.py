@@ -248,7 +248,7 @@ class Claims(threading.Thread):
             self._rounds += 1
             self._slot.announce(token)
             failpoint("claim.before")
-            claiming = [protocol.newest_position(), self._claim(token, want, queues)]
+            claiming = [protocol.newest_position(queues), self._claim(token, want, queues)]
         answers = self._send(conn, settling, claiming)
         if batch:
             settled = answers.pop(0)
@@ -286,7 +286,7 @@ class Claims(threading.Thread):
 
     def _at_once(self, queues: Sequence[str]) -> int:
         """How many jobs of these queues could begin at this moment."""
-        return max(0, min(self._inbox.free(self._queues[queue]) for queue in queues))
+        return max(0, *(self._inbox.free(self._queues[queue]) for queue in queues))
 
     def _receive(self, jobs: Sequence[ClaimedJob], token: int) -> None:
         for job in jobs:

@@ -49,12 +49,12 @@ class ScanHints:
         return [hint for queue in queues for hint in hints[self._queues[queue] * LANES : (self._queues[queue] + 1) * LANES]]
 
     def learn(self, queues: Sequence[str], found: Sequence[tuple[ClaimedJob, int]], newest: int, asked: int, took: float) -> None:
-        """What a claim from these queues brought: jobs with their positions, the newest position given out before it, and its
-        duration."""
+        """What a claim from these queues brought: jobs with their positions, the newest position given out before it (0: it may
+        not have looked at all), and its duration."""
         old = self._duration[self._hinted]
         self._duration[self._hinted] = took if old == 0.0 else 0.8 * old + 0.2 * took
         sample = list(self._samples[-1][1] if self._samples else self._old)
-        if len(found) < asked:  # every lane was looked through to its end
+        if newest and len(found) < asked:  # every lane was looked through to its end
             for queue in queues:
                 first = self._queues[queue] * LANES
                 sample[first : first + LANES] = [newest] * LANES

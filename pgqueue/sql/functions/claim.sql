@@ -35,6 +35,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN;
     END IF;
+    PERFORM pgqueue.line_up_known(queues, names, wanted);
     alone := pgqueue.lock_queues(queues);
     stamp := pgqueue.clock();                                -- behind the locks: of two claims the later one has the later stamp
     FOR i IN 1 .. cardinality(queues) LOOP
@@ -116,6 +117,7 @@ BEGIN
             INSERT INTO pgqueue.waiting (job_id, kind, key, queue, lane)
             SELECT k.job_id, 'name', k.name, k.queue, k.lane FROM known k WHERE NOT k.mine AND k.over IS NULL
             ON CONFLICT DO NOTHING
+            RETURNING pg_notify('pgqueue', '')               -- somebody may be idle who knows it
         ), started AS (
             INSERT INTO pgqueue.running (job_id, claim, worker, queue, lane, pos, started_at, suspect, parent, limited, key, cost, unique_key)
             SELECT k.job_id, token, worker, k.queue, k.lane, k.pos, coalesce(starts[array_position(tids, k.tid)], stamp), k.suspect, k.parent,

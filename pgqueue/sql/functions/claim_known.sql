@@ -1,5 +1,5 @@
 -- The part of claim that takes jobs put aside by workers that did not know their workflow. Straight from `waiting` to
--- `running`: a way through `ready` would hand them to the same ignorant workers again.
+-- `running`: a way through `ready` would hand them to the same ignorant workers again. (In limited queues: see line_up_known.)
 CREATE OR REPLACE FUNCTION pgqueue.claim_known(worker uuid, token bigint, queues text[], names text[], amount integer)
 RETURNS TABLE (job_id uuid, name text, input text, queue text, lane smallint, pos bigint, policy jsonb, suspect boolean,
                seconds_left double precision, starts_in double precision, waited double precision)
@@ -13,15 +13,6 @@ BEGIN
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    -- In a limited queue they have to queue up like others.
-    WITH picked AS MATERIALIZED (
-        SELECT w.ctid AS tid FROM pgqueue.waiting w JOIN pgqueue.queue q ON q.name = w.queue AND q.limited
-         WHERE w.kind = 'name' AND w.key = ANY (names) AND w.queue = ANY (queues) LIMIT amount FOR UPDATE OF w SKIP LOCKED
-    ), gone AS (
-        DELETE FROM pgqueue.waiting w WHERE w.ctid = ANY (ARRAY(SELECT p.tid FROM picked p)) RETURNING w.*
-    )
-    INSERT INTO pgqueue.ready (queue, lane, pos, job_id)
-    SELECT g.queue, g.lane - g.lane % 2, nextval('pgqueue.position'), g.job_id FROM gone g;
     RETURN QUERY
     WITH picked AS MATERIALIZED (
         SELECT w.ctid AS tid, w.job_id FROM pgqueue.waiting w
