@@ -357,6 +357,19 @@ def test_waiting_for_this_and_that(app: App, show: Any, hand: Any) -> None:
     assert "waiting for a worker that knows nobody.knows" in now(show(strange))
 
 
+def test_waiting_for_a_turn(app: App, show: Any, hand: Any) -> None:
+    @app.step(name="s", key="who")
+    def s(who: str) -> None:
+        raise AssertionError("nobody runs it here")
+
+    worker = hand()
+    app.limit("default", per_key=1)
+    s.enqueue("a/b")
+    second = s.enqueue("a/b")
+    assert len(worker.claim()) == 1
+    assert now(show(second)) == "now: waiting for its turn in queue default: others of the key a/b come first"
+
+
 def test_the_end(app: App, show: Any, hand: Any) -> None:
     @app.step(name="s", retry=Retry(1))
     def s() -> None:

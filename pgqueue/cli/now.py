@@ -66,6 +66,9 @@ class _Place:
 
     def waiting(self) -> _Said:
         until, wait = self._facts["waiting_until"], self.step.wait
+        if self._facts["waiting_for"] == "key":
+            queue, _, key = str(self._facts["waiting_key"]).partition("/")
+            return f"waiting for its turn in queue {queue}: others of the key {line(key)} come first", None, until
         if self._facts["waiting_for"] == "name" or wait is None:
             name = line(str(self._facts["waiting_key"]))
             return f"waiting for a worker that knows {name}: those that have looked do not", None, until
