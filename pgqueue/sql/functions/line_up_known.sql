@@ -6,7 +6,10 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bit
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 BEGIN
-    PERFORM FROM pgqueue.waiting w WHERE w.kind = 'name' AND w.key = ANY (names) LIMIT 1;
+    PERFORM FROM pgqueue.queue q WHERE q.name = ANY (queues) AND q.limited LIMIT 1;
+    IF FOUND THEN
+        PERFORM FROM pgqueue.waiting w WHERE w.kind = 'name' AND w.key = ANY (names) LIMIT 1;
+    END IF;
     IF NOT FOUND THEN
         RETURN;
     END IF;
