@@ -45,12 +45,12 @@ def doubles(conn: psycopg.Connection[Any]) -> list[Any]:
 
 @contextmanager
 def killer(conn: psycopg.Connection[Any], dsn: str, work: Work, every: float) -> Iterator[list[int]]:
-    """Kills a worker every so often, as long as the block lasts."""
+    """Kills a worker every so often, as long as the block lasts; but not for ever, where none lives long enough to do anything."""
     over, killed = threading.Event(), []
 
     def go_on() -> None:
         with connect(dsn, "test") as own:
-            while not over.wait(every):
+            while len(killed) < 60 and not over.wait(every):
                 pids = worker_pids(own, work)
                 if pids and kill(victim := random.choice(pids)):
                     killed.append(victim)
