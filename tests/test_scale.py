@@ -45,7 +45,7 @@ def doubles(conn: psycopg.Connection[Any]) -> list[Any]:
 
 @contextmanager
 def killer(conn: psycopg.Connection[Any], dsn: str, work: Work, every: float) -> Iterator[list[int]]:
-    """Kills a worker every so often, as long as the block lasts; but not for ever, where none lives long enough to do anything."""
+    """Kills a worker every so often while the block lasts; but not for ever, where none lives long enough to do anything."""
     over, killed = threading.Event(), []
 
     def go_on() -> None:
