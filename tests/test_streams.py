@@ -105,6 +105,23 @@ def test_they_are_read_while_the_job_runs(bank_db: psycopg.Connection[Any], work
     assert asyncio.run(twin()) == list(range(5, 20))
 
 
+def test_a_note_with_half_a_character_is_stored_nevertheless(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    """The step has done its work: to say so must not fail it."""
+
+    @app.step(name="step")
+    def step() -> None:
+        current().progress(0.5, "a\ud800b")
+
+    job = step.enqueue()
+    hand = Hand(app, dsn)
+    hand.drain()
+    hand.close()
+    assert job.status() == "succeeded"
+    said = job.progress()
+    assert said is not None
+    assert said.note == "a\ufffdb"
+
+
 def test_a_run_that_has_lost_its_job_says_nothing_more(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:
     @app.step(name="step")
     def step() -> None: ...

@@ -352,7 +352,7 @@ def test_keys_and_topics_are_texts(app: App, conn: psycopg.Connection[Any], hand
     def idle() -> None: ...
 
     job = idle.enqueue()
-    for key in (7, 1.5, "", "a\0b", "x" * 513):
+    for key in (7, 1.5, "", "a\0b", "a\ud800", "x" * 513):
         with pytest.raises(BadValue, match="has to be a text of 1 to 512 bytes"):
             app.client.send_event(key)  # type: ignore[arg-type]
         with pytest.raises(BadValue, match="has to be a text of 1 to 512 bytes"):

@@ -285,7 +285,7 @@ class Claims(threading.Thread):
         return protocol.claim(self._worker, token, queues, self._names, want, hints, backwards, self._at_once(queues))
 
     def _at_once(self, queues: Sequence[str]) -> int:
-        """How many jobs of these queues could begin at this moment."""
+        """How many jobs could begin at this moment, of that one of these queues for which there is most room."""
         return max(0, *(self._inbox.free(self._queues[queue]) for queue in queues))
 
     def _receive(self, jobs: Sequence[ClaimedJob], token: int) -> None:
