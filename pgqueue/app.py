@@ -33,7 +33,9 @@ from pgqueue.functions import (
     Step,
     Transaction,
     Workflow,
+    check_retry,
     versioned,
+    whole_number,
 )
 from pgqueue.instruments import Counter, Gauge, Histogram, Instrument, check
 from pgqueue.meter import Meter
@@ -233,6 +235,8 @@ class App:
         if isinstance(fn, Function):
             raise TypeError(f"{fn.name} is registered already: use one decorator for one function")
         said["name"] = said.get("name") or default_name(fn)
+        if isinstance(said.get("aliases"), str):
+            raise TypeError(f"aliases={said['aliases']!r}: give a list of names")
         said["aliases"] = tuple(said.get("aliases", ()))
         if said.get("timeout") is not None:
             said["timeout"] = seconds(said["timeout"])
@@ -241,10 +245,9 @@ class App:
         if not isinstance(said.get("version", 1), int) or said.get("version", 1) < 1:
             raise ValueError(f"version={said['version']!r}: a whole number, from 1 on")
         _check_on_failure(said.get("on_failure"))
-        if not 0 <= said.get("priority", 5) <= 9:
-            raise ValueError(f"priority={said['priority']!r}: 0 (first) to 9 (last)")
-        if said.get("max_crashes", 3) < 1:
-            raise ValueError(f"max_crashes={said['max_crashes']!r}: at least 1")
+        for option in {"priority", "max_crashes"} & said.keys():
+            whole_number(option, said[option])
+        check_retry(said.get("retry", ONCE))
         queue = self.queues.get(said.get("queue", "default"))
         if queue is None:
             raise ValueError(f"{said['name']}: queue {said['queue']!r} is not declared: App(queues=[Queue({said['queue']!r})])")

@@ -108,6 +108,23 @@ def versioned(name: str, version: int) -> str:
     return name if version == 1 else f"{name}@{version}"
 
 
+def whole_number(option: str, value: object) -> int:
+    """This value of one of BOUNDS. TypeError, BadValue."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{option}={value!r}: a whole number")
+    least, most = BOUNDS[option]
+    if not least <= value <= most:
+        raise BadValue(f"{option}={value!r}: a whole number from {least} to {most}")
+    return value
+
+
+def check_retry(value: object) -> Retry:
+    """A Retry, or TypeError."""
+    if not isinstance(value, Retry):
+        raise TypeError(f"retry={value!r}: give a Retry(...); Retry(attempts=1) runs once")
+    return value
+
+
 def describe_options(options: Options) -> dict[str, Any]:
     """Options as ``enqueue_workflows`` takes them. Errors for what cannot be meant."""
     wanted: dict[str, Any] = {}
@@ -125,12 +142,7 @@ def describe_options(options: Options) -> dict[str, Any]:
             if option == "timeout" and wanted[option] < 0.001:
                 raise BadValue(f"timeout={value!r}: at least a millisecond")
         elif option in ("priority", "cost", "max_crashes"):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{option}={value!r}: a whole number")
-            least, most = BOUNDS[option]
-            if not least <= value <= most:
-                raise BadValue(f"{option}={value!r}: a whole number from {least} to {most}")
-            wanted[option] = value
+            wanted[option] = whole_number(option, value)
         elif option in ("key", "id"):
             if not isinstance(value, str):
                 raise TypeError(f"{option}={value!r}: a text")
@@ -140,9 +152,7 @@ def describe_options(options: Options) -> dict[str, Any]:
                 raise TypeError(f"meta={value!r}: give a dict")
             wanted["meta"] = msgspec.Raw(_ANY.encode(value, "meta").encode())
         elif option == "retry":
-            if not isinstance(value, Retry):
-                raise TypeError(f"retry={value!r}: give a Retry(...)")
-            wanted["retry"] = value.numbers()
+            wanted["retry"] = check_retry(value).numbers()
         elif option == "unique":
             wanted["unique"] = described(typing.cast(Uniqueness, value))
         elif option in Options.__annotations__:

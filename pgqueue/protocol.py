@@ -261,23 +261,13 @@ def claim(
 
 def was_begun_again(job: str) -> Call[bool]:
     """Has this job been requeued, or tried again as a whole? What ended it was forgotten then."""
-    return Call(
-        "SELECT EXISTS (SELECT FROM pgqueue.attempt a WHERE a.job_id = %s::uuid"
-        " AND (a.kind = 'requeue' OR (a.kind = 'error' AND a.seq IS NULL)))",
-        (job,),
-        _first,
-    )
+    return Call("SELECT pgqueue.was_begun_again(%s::uuid)", (job,), _first)
 
 
 def newest_position(queues: Sequence[str]) -> Call[int]:
     """The position that was last given out. 0 where one of these queues is paused or has limits: then a claim that brings nothing
     has not looked at all that is ready."""
-    return Call(
-        "SELECT CASE WHEN EXISTS (SELECT FROM pgqueue.queue q WHERE q.name = ANY (%s::text[]) AND (q.paused OR q.limited))"
-        " THEN 0 ELSE pgqueue.newest_position() END",
-        (_array(_quoted(queue) for queue in queues),),
-        _first,
-    )
+    return Call("SELECT pgqueue.newest_position(%s::text[])", (_array(_quoted(queue) for queue in queues),), _first)
 
 
 def settle(batch: Sequence[Settlement]) -> Call[dict[str, str]]:

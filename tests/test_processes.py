@@ -22,6 +22,7 @@ from pgqueue.database import run
 from pgqueue.descriptors import readable
 from pgqueue.housekeeper import recovery
 from pgqueue.housekeeper.housekeeper import LOOK_FOR_HOSTAGES, Housekeeper
+from pgqueue.housekeeper.idle import Idle
 from pgqueue.ids import digest, new_token
 from pgqueue.model import Settlement
 from pgqueue.slots import Phase, Slots
@@ -489,30 +490,28 @@ def test_who_is_idle_may_have_jobs_in_hand_all_the_same(bank_db: psycopg.Connect
         assert housekeeper._free_hostages(bank_db) == LOOK_FOR_HOSTAGES
 
 
-def test_one_is_woken_and_in_a_moment_the_others(bank_db: psycopg.Connection[Any], dsn: str) -> None:
+def test_one_is_woken_and_in_a_moment_the_others() -> None:
     """So that nobody is in the way of who takes the one job. Where there has been another reason meanwhile, all are."""
     slots, wakes = Slots(3), [pipe() for _ in range(3)]
-    ours, theirs = socket.socketpair()
+    idle = Idle(slots, [write for _, write in wakes])
 
     def woken() -> int:
         return sum(bool(readable([read], 0)) and os.read(read, 10) == b"." for read, _ in wakes)
 
-    with ours, theirs:
-        housekeeper = Housekeeper(WorkSettings("tests.apps.bank:app"), dsn, [], slots, [write for _, write in wakes], theirs, 0)
-        for slot in slots:
-            slot.assign(str(uuid.uuid4()))
-            slot.phase = Phase.IDLE
-        housekeeper._plan()
-        for _ in range(3):
-            housekeeper._wake_idle()
-            assert woken() == 1
-            housekeeper._wake_others(bank_db)
-            assert woken() == 2
-        housekeeper._wake_idle()
-        housekeeper._wake_idle()
+    assert not idle.wake_one()
+    for slot in slots:
+        slot.assign(str(uuid.uuid4()))
+        slot.phase = Phase.IDLE
+    for _ in range(3):
+        assert idle.wake_one()
+        assert woken() == 1
+        idle.wake_others()
         assert woken() == 2
-        housekeeper._wake_others(bank_db)
-        assert woken() == 3
+    idle.wake_one()
+    idle.wake_one()
+    assert woken() == 2
+    idle.wake_others()
+    assert woken() == 3
     for ends in wakes:
         for end in ends:
             os.close(end)
@@ -582,6 +581,19 @@ def test_a_housekeeper_that_has_just_crashed_is_started_again_for_the_last_death
     ready(bank_db, work, 1)
     kill(work.pid, signal.SIGSTOP)
     kill(housekeeper_pid(bank_db, work), signal.SIGABRT)
+    work.signal(signal.SIGQUIT)
+    kill(work.pid, signal.SIGCONT)
+    assert work.wait() == 0, work.log()
+
+
+def test_a_housekeeper_that_stands_still_is_replaced_for_the_last_deaths(
+    bank_db: psycopg.Connection[Any], workers: Workers
+) -> None:
+    """Else the supervisor would wait for it in vain, and say that jobs are left."""
+    work = workers.start("tests.apps.bank:app", "-w", "1")
+    ready(bank_db, work, 1)
+    kill(work.pid, signal.SIGSTOP)
+    kill(housekeeper_pid(bank_db, work), signal.SIGSTOP)
     work.signal(signal.SIGQUIT)
     kill(work.pid, signal.SIGCONT)
     assert work.wait() == 0, work.log()

@@ -1031,6 +1031,18 @@ def test_decorators_say_what_is_wrong() -> None:
         @app.step(name="k", key="nope")
         def k() -> None: ...
 
+    wrong: Any
+    for wrong, message in [
+        ({"retry": None}, "give a Retry"),  # would have failed in the worker, where the first step fails
+        ({"priority": 1.5}, "a whole number"),
+        ({"priority": 10}, "from 0 to 9"),
+        ({"max_crashes": True}, "a whole number"),
+        ({"max_crashes": 0}, "from 1 to"),
+        ({"aliases": "old"}, "a list of names"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            app.workflow(name="wrong", **wrong)(lambda: None)
+
     @app.step(name="twice")
     def one() -> None: ...
 

@@ -30,12 +30,14 @@ from pgqueue.housekeeper import recovery
 from pgqueue.housekeeper.counting import count_ended, count_recovered
 from pgqueue.housekeeper.exposition import Exposition, Health
 from pgqueue.housekeeper.heartbeat import Heartbeat
+from pgqueue.housekeeper.hostages import Hostages
+from pgqueue.housekeeper.idle import Idle
 from pgqueue.housekeeper.leases import Leases
 from pgqueue.housekeeper.ticks import tick_due
 from pgqueue.listening import Listener
 from pgqueue.logs import count_dropped, hide
 from pgqueue.metrics import DB_ERRORS, RECOVERY
-from pgqueue.slots import Order, Phase, Slot, Slots
+from pgqueue.slots import Slots
 from pgqueue.supervisor.child import Death
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,8 @@ class Housekeeper:
         self._dsn = dsn
         self._queues = queues
         self._slots = slots
-        self._wakes = wakes
+        self._idle = Idle(slots, wakes)
+        self._hostages = Hostages(slots)
         self._supervisor = supervisor
         self._life = life
         self._name = f"pgqueue:housekeeper:{uuid.uuid4()}"
@@ -77,12 +80,8 @@ class Housekeeper:
         self._lively_until = 0.0  # there is, or was a moment ago, something to do
         self._looked_to: str | None = None  # how far the look at all waiting jobs has come
         self._others_at = 0.0  # when it goes on
-        self._answered: dict[int, float] = {}  # tokens of claims on their way, and when we first saw them
-        self._turn = 0
-        self._woken: list[int] = []  # ahead of the others, one for each reason
         self._meter = slots.meter()
         self._health = Health()
-        self._unsettled: dict[str, set[int]] = {}  # results that workers had not settled when we last looked
 
     def run(self) -> int:
         process.role = "housekeeper"
@@ -178,7 +177,7 @@ class Housekeeper:
                 self._soon(self._promote, STAGGER)  # something may be due before our next look
             if "pgqueue_wake" in channels:
                 self._due[self._wake] = self._due[self._end_cancelled] = 0.0
-        if not self._listening and self._idle():
+        if not self._listening and self._idle.workers():
             self._due[self._look] = 0.0
         self._slots.housekeeper.ask()
         return False
@@ -211,35 +210,16 @@ class Housekeeper:
     def _workers(self) -> list[str]:
         return [slot.worker for slot in self._slots.used() if slot.registered and slot.worker]
 
-    def _idle(self) -> list[Slot]:
-        """Those that want to be woken. Whose host is paused is woken by its supervisor."""
-        return [slot for slot in self._slots.used() if slot.phase == Phase.IDLE and slot.order != Order.PAUSE]
-
     def _wake_idle(self) -> None:
-        """One of them now, in turn, and the others in a moment."""
+        """There is work, or there may be."""
         self._lively_until = time.monotonic() + 2
         self._soon(self._free_hostages, LOOK_FOR_HOSTAGES)
-        if idle := self._idle():
-            self._turn += 1
-            first = idle[self._turn % len(idle)]
-            self._call(first)
-            self._woken.append(first.index)
+        if self._idle.wake_one():
             self._soon(self._wake_others, STAGGER)
 
     def _wake_others(self, conn: psycopg.Connection[Any]) -> float:
-        """All but the one that was woken, unless there has been another reason since."""
-        spared = self._woken if len(self._woken) == 1 else []
-        for slot in self._idle():
-            if slot.index not in spared:
-                self._call(slot)
-        self._woken = []
+        self._idle.wake_others()
         return math.inf
-
-    def _call(self, slot: Slot) -> None:
-        try:
-            os.write(self._wakes[slot.index], b".")
-        except BlockingIOError:
-            pass  # it has been called already
 
     def _rest(self) -> float:
         """Seconds until the next look at what a notification would tell. Where nothing is heard, less while there is work."""
@@ -310,33 +290,15 @@ class Housekeeper:
         return self._settings.beat
 
     def _free_hostages(self, conn: psycopg.Connection[Any]) -> float:
-        """Where a job keeps its whole interpreter, its worker can neither give back what waits nor settle what is done."""
-        if any(slot.waiting(recovery.HOSTAGE_AFTER) for slot in self._slots.used()):
-            recovery.free_hostages(conn, self._slots.used())
-        answered, self._answered = self._answered, {}
-        for slot in self._slots.used():
-            if slot.inflight:
-                first_seen = answered.get(slot.inflight, time.monotonic())
-                self._answered[slot.inflight] = first_seen
-                if time.monotonic() - first_seen > recovery.HOSTAGE_AFTER:
-                    recovery.revoke(conn, slot, slot.inflight)
-        seen, self._unsettled = self._unsettled, {}
-        for slot in self._slots.used():
-            kept = slot.kept()
-            if slot.worker and kept:
-                self._unsettled[slot.worker] = set(kept)
-                if stuck := {key: kept[key] for key in kept.keys() & seen.get(slot.worker, set())}:
-                    recovery.settle_kept(conn, slot.worker, stuck)
-                    self._wake_idle()  # it does not claim next
-        # One that is idle has room, and may be running jobs all the same.
-        in_hand = any(slot.phase != Phase.IDLE or slot.inflight or slot.held() - {0} for slot in self._slots.used())
-        return LOOK_FOR_HOSTAGES if in_hand else 1.0
+        if self._hostages.free(conn):
+            self._wake_idle()
+        return LOOK_FOR_HOSTAGES if self._hostages.possible() else 1.0
 
     def _look(self, conn: psycopg.Connection[Any]) -> float:
         """One question a second, from which follows what else has to be done; also for whom there is work: one poll for all idle
         workers of this host. While there are any, producers are asked to notify. Where a rate says when the next job may begin,
         workers are woken a little earlier: a claim may come before the start that it is given."""
-        self._listening = bool(self._idle())
+        self._listening = bool(self._idle.workers())
         seen = run(conn, protocol.look(self._queues, 2.5 if self._listening and not self._listener.deaf else None))
         self._soon(self._promote, seen.promote_in)
         self._soon(self._tick, seen.tick_in)

@@ -337,6 +337,7 @@ class Supervisor:
             if any(number in STOP for number in self._signals.take()):
                 self._stopping.restarting = False
             self._hear_housekeeper()
+            self._housekeeping.replace_if_stuck()
             for pid, code in self._dead(()):
                 if pid == self._housekeeping.pid:
                     self._housekeeping.ended(code)
