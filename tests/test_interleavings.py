@@ -1247,6 +1247,27 @@ def test_a_limit_is_set_while_somebody_claims(race: Race, conn: Connection) -> N
     conn.execute("SELECT pgqueue.limit_queue('default', '{\"concurrency\": null}')")
 
 
+@pytest.mark.parametrize("was", ["not fair", "fair by another"])
+def test_a_queue_becomes_fair_while_somebody_claims(race: Race, conn: Connection, was: str) -> None:
+    """Its jobs are told for whom they are, each in a new version of its row: nobody takes the old one, and none is lost."""
+    before = json.dumps({"fair_by": "month" if was == "fair by another" else 0})
+
+    def five(conn: Connection) -> Scene:
+        conn.execute("SELECT pgqueue.limit_queue('default', %s)", (before,))
+        return ready(5, input={"tenant": "a", "month": "May"})(conn)
+
+    def limiting(scene: Scene) -> Program:
+        return transaction(protocol.limit_queue("default", {"fair_by": "tenant"}))
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        more = [job for job, _ in run(conn, claim(scene.worker))]
+        assert sorted(job.id for job in [*results["one"], *results["two"], *more]) == sorted(scene.ids)
+        conn.execute("SELECT pgqueue.limit_queue('default', '{\"fair_by\": null}')")
+
+    race(five, check, limit=limiting, one=claiming(2), two=claiming(2))
+    conn.execute("SELECT pgqueue.limit_queue('default', '{\"fair_by\": null}')")
+
+
 def test_two_claim_from_a_limited_queue(race: Race, conn: Connection) -> None:
     """Together they get what there is, and no more, also beside a settlement."""
 
