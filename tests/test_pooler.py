@@ -14,11 +14,13 @@ import pytest
 
 from chaos.pooler import TRANSACTIONS, Pooler
 from pgqueue import App, Retry, migrate, protocol
+from pgqueue.bench.harness import bench
+from pgqueue.bench.measures import MEASURES
 from pgqueue.database import connect, is_pooled, run
 from pgqueue.errors import Configuration
 from pgqueue.listening import Listener
 from tests.apps import bank
-from tests.support import Hand, Workers, kill, states, wait_for, worker_pids
+from tests.support import Hand, Server, Workers, kill, states, wait_for, worker_pids
 from tests.test_kill import check_ledger
 
 app = App()
@@ -91,6 +93,12 @@ def test_the_schema_comes_through_it(pooler: Pooler, empty_dsn: str) -> None:
     with connect(pooler.dsn(empty_dsn), "tests") as conn:
         assert migrate.migrate(conn, roles=True)
         assert migrate.pending(conn) == []
+
+
+def test_how_soon_jobs_begin_is_measured_through_it(pooler: Pooler, server: Server) -> None:
+    with bench(pooler.dsn(server.dsn)) as made:
+        figures = MEASURES["latency"][0](made, 5, 1)
+    assert 0 < figures["p50_ms"] < 10_000  # ten times what is promised where nothing is heard
 
 
 @pytest.mark.usefixtures("pgbouncer")
