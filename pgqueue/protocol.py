@@ -143,14 +143,9 @@ def tick(due: Due, plan: Plan) -> Call[int | None]:
     )
 
 
-def postpone_tick(due: Due, problem: str) -> Call[None]:
-    """Say why the ticks of a schedule cannot be enqueued now."""
-    return Call("SELECT pgqueue.postpone_tick(%s, %s::bigint, %s)", (due.name, due.revision, problem), _nothing)
-
-
-def leave_tick(due: Due, problem: str) -> Call[bool]:
-    """Leave a schedule that cannot be read here to others. True: there are none, which is noted now."""
-    return Call("SELECT pgqueue.leave_tick(%s, %s::bigint, %s)", (due.name, due.revision, problem), _first)
+def postpone_tick(due: Due, problem: str, due_for: float) -> Call[bool]:
+    """Its ticks cannot be enqueued here now; why. False: for so many seconds it is left to others, who may do better."""
+    return Call("SELECT pgqueue.postpone_tick(%s, %s::bigint, %s, %s)", (due.name, due.revision, problem, due_for), _first)
 
 
 def schedule_problem(name: str) -> Call[str | None]:

@@ -573,27 +573,16 @@ def test_a_worker_that_dies_together_with_the_housekeeper_is_charged_for_what_it
     assert [[a.kind for a in job.attempts()] for job in jobs] == [["crash"]] * 2
 
 
-def test_a_housekeeper_that_has_just_crashed_is_started_again_for_the_last_deaths(
-    bank_db: psycopg.Connection[Any], workers: Workers
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSTOP])
+def test_a_housekeeper_that_has_just_gone_is_replaced_for_the_last_deaths(
+    bank_db: psycopg.Connection[Any], workers: Workers, number: signal.Signals
 ) -> None:
-    """Also within the pause that one makes that died young: the supervisor ends in peace, and does not say that jobs are left."""
+    """Also within the pause that one makes that died young, and where it stands still: the supervisor ends in peace, and does not
+    say that jobs are left."""
     work = workers.start("tests.apps.bank:app", "-w", "1")
     ready(bank_db, work, 1)
     kill(work.pid, signal.SIGSTOP)
-    kill(housekeeper_pid(bank_db, work), signal.SIGABRT)
-    work.signal(signal.SIGQUIT)
-    kill(work.pid, signal.SIGCONT)
-    assert work.wait() == 0, work.log()
-
-
-def test_a_housekeeper_that_stands_still_is_replaced_for_the_last_deaths(
-    bank_db: psycopg.Connection[Any], workers: Workers
-) -> None:
-    """Else the supervisor would wait for it in vain, and say that jobs are left."""
-    work = workers.start("tests.apps.bank:app", "-w", "1")
-    ready(bank_db, work, 1)
-    kill(work.pid, signal.SIGSTOP)
-    kill(housekeeper_pid(bank_db, work), signal.SIGSTOP)
+    kill(housekeeper_pid(bank_db, work), number)
     work.signal(signal.SIGQUIT)
     kill(work.pid, signal.SIGCONT)
     assert work.wait() == 0, work.log()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -13,12 +12,12 @@ import psycopg
 from pgqueue import protocol
 from pgqueue.database import is_lost, is_transient, run
 from pgqueue.failpoints import failpoint
-from pgqueue.protocol import Call
 from pgqueue.schedules import Due, Plan, plan
 
 log = logging.getLogger(__name__)
 AT_ONCE = 100  # schedules of one look
 LONGEST_PROBLEM = 1000
+OTHERS_FIRST = 5.0  # seconds for a host that can tell when it is due, where this one cannot
 
 
 def tick_due(conn: psycopg.Connection[Any]) -> tuple[int, float | None]:
@@ -50,7 +49,7 @@ def _planned(conn: psycopg.Connection[Any], due: Due, now: Any) -> Plan | None:
     try:
         return plan(due.times, due.done_until, now, due.misfire, due.grace)
     except ValueError as error:  # an operator's cron expression; a time zone that this machine does not have
-        _put_off(conn, due, str(error), protocol.leave_tick)
+        _put_off(conn, due, str(error), OTHERS_FIRST)
         return None
 
 
@@ -61,13 +60,13 @@ def _tick(conn: psycopg.Connection[Any], due: Due, planned: Plan) -> int | None:
         if is_lost(error):
             raise
         if not is_transient(error):
-            _put_off(conn, due, str(error.diag.message_primary), protocol.postpone_tick)
+            _put_off(conn, due, str(error.diag.message_primary), 0)
         return None
 
 
-def _put_off(conn: psycopg.Connection[Any], due: Due, problem: str, verb: Callable[[Due, str], Call[Any]]) -> None:
+def _put_off(conn: psycopg.Connection[Any], due: Due, problem: str, due_for: float) -> None:
     """One schedule that cannot be must not keep the others from their ticks. It is tried every ten seconds, and said once."""
     problem = problem[:LONGEST_PROBLEM]
     known = run(conn, protocol.schedule_problem(due.name))
-    if run(conn, verb(due, problem)) is not False and known != problem:
+    if run(conn, protocol.postpone_tick(due, problem, due_for)) and known != problem:
         log.warning("schedule %s cannot tick: %s", due.name, problem)
