@@ -123,15 +123,19 @@ class Duration(Kind):
 
 @dataclass(frozen=True)
 class Size(Kind):
-    """An amount of memory, in bytes."""
+    """An amount of memory, in bytes: none, or at least so much."""
 
+    low: int
     name = "size"
 
     def read(self, given: Any) -> int:
         found = re.fullmatch(r"(\d{1,12})\s*([KMG]?)i?B?", str(given).strip(), re.IGNORECASE)
         if isinstance(given, bool) or found is None:
             raise ValueError(f"{given!r} is no amount of memory: use 400M, or 1G")
-        return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()]
+        value = int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()]
+        if 0 < value < self.low:
+            raise ValueError(f"{given!r} is too little: use at least {self.text(self.low)}, or 0")
+        return value
 
     def text(self, value: Any) -> str:
         shift, unit = next(
@@ -249,11 +253,11 @@ class WorkSettings:
     drain_timeout: float = setting(25.0, Duration(), "How long a stop waits for running jobs.")
     lease: float = setting(15.0, Duration(1.0), "After how long without a beat a worker is dead; the beat is a third of it.")
     max_jobs: int = setting(0, Whole(0, 10**9), "Replace a worker that has run so many jobs; 0: never.")
-    max_memory: int = setting(0, Size(), "Replace a worker that needs more memory of its own; 0: never.")
+    max_memory: int = setting(0, Size(1 << 20), "Replace a worker that needs more memory of its own; 0: never.")
     preload: bool = setting(False, Flag(), "Import the App once, before workers are forked from it: saves memory.")
     reload: bool = setting(False, Flag(), "For development: reload when a source file changes.")
-    boot_timeout: float = setting(60.0, Duration(), "Kill a worker that has not booted after so long.")
-    hang_timeout: float = setting(30.0, Duration(), "Kill a worker that has no job and has not moved for so long.")
+    boot_timeout: float = setting(60.0, Duration(1.0), "Kill a worker that has not booted after so long.")
+    hang_timeout: float = setting(30.0, Duration(1.0), "Kill a worker that has no job and has not moved for so long.")
     metrics: str | None = setting(
         None, Address(), "Where to answer /metrics, /livez and /readyz: a port of this machine, or ADDRESS:PORT."
     )

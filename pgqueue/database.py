@@ -119,16 +119,20 @@ async def connect_async(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
         return conn
 
 
-def _parameters(dsn: str, name: str) -> dict[str, Any]:
+def parsed(dsn: str) -> dict[str, Any]:
+    """The parts of a DSN. Configuration, without its secrets, if libpq could not read it."""
     if _is_misquoted(dsn):
         raise Configuration(f"the DSN cannot be parsed: {QUOTE}")
     try:
-        given = conninfo.conninfo_to_dict(dsn)
+        return conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
         raise Configuration(
             "the DSN cannot be parsed: use postgresql://user:password@host:5432/database, or key=value pairs"
         ) from None
-    return {**_NETWORK, **given, "application_name": name, "client_encoding": "utf8", "autocommit": True}
+
+
+def _parameters(dsn: str, name: str) -> dict[str, Any]:
+    return {**_NETWORK, **parsed(dsn), "application_name": name, "client_encoding": "utf8", "autocommit": True}
 
 
 @contextmanager

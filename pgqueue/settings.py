@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pgqueue import database
 from pgqueue.app import App
 from pgqueue.config import SETTINGS, WorkSettings, nearest, read_settings
 from pgqueue.errors import Configuration
@@ -59,8 +60,13 @@ def resolve(typed: Mapping[str, Any], app: App | None = None) -> dict[str, Value
 
 def work_settings(target: str, typed: Mapping[str, Any], burst: bool = False, app: App | None = None) -> WorkSettings:
     """The settings of a supervisor; without the App what can be known before it is imported."""
-    values = {name: value.value for name, value in resolve(typed, app).items()}
-    return WorkSettings(target, **values, burst=burst, typed=dict(typed))
+    values = resolve(typed, app)
+    for name in ("dsn", "listen_dsn"):  # the latter is for the pooler that may come: only there would anybody notice
+        try:
+            database.parsed(values[name].value or "")
+        except Configuration as error:
+            raise Configuration(f"{values[name].source}: {error}") from None
+    return WorkSettings(target, **{name: value.value for name, value in values.items()}, burst=burst, typed=dict(typed))
 
 
 def dsn_of_file() -> str | None:

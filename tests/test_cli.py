@@ -87,6 +87,16 @@ def test_wrong_dsn(dsn: str) -> None:
     refused(78, "status", says="PGQUEUE_DSN")
 
 
+def test_a_wrong_dsn_to_listen_is_refused_also_where_nobody_needs_it(dsn: str) -> None:
+    for wrong in ("garbage hunter2", "postgresql://me:hunter2@[host/x", "postgresql://me:hunt@er2@host/x"):
+        error = refused(
+            78, "work", BANK, "--listen-dsn", wrong, "--burst", says="--listen-dsn: the DSN cannot be parsed", dsn=dsn
+        )
+        assert "hunt" not in error
+    done = pgqueue("work", BANK, "--check", dsn=dsn, PGQUEUE_LISTEN_DSN="garbage")
+    assert (done.returncode, "PGQUEUE_LISTEN_DSN: the DSN cannot be parsed" in done.stderr) == (78, True)
+
+
 def test_missing_module_or_app(dsn: str, tmp_path: Path) -> None:
     refused(78, "work", "no.such.module:app", says="no module", dsn=dsn)
     refused(78, "migrate", "no_such_module", says="no module", dsn=dsn)

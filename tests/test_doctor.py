@@ -362,6 +362,17 @@ def test_missing_limits(app: App, dsn: str) -> None:
     assert every == {name for name in ("max_memory", "max_jobs") if name in SETTINGS}
 
 
+def test_a_queue_that_is_fair_by_what_a_function_does_not_have(app: App, dsn: str) -> None:
+    app.step(name="to_whom")(lambda tenant: None)
+    app.limit("default", fair_by="tenant")
+    finding = found(
+        dsn, "limits", "warning", "queue default is shared fairly by 'tenant', which is no parameter of limited:", app=app
+    )
+    assert "pgqueue limit default --fair-by" in finding.advice
+    app.limit("default", fair_by=None)
+    assert not any("fairly" in f.what for f in findings(dsn, app))
+
+
 def test_exit_codes(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:
     later(conn, "1 hour")
     assert pgqueue("doctor", dsn=dsn).returncode == 0

@@ -17,6 +17,11 @@ from tests.support import ROOT, Hand
 
 
 def pgqueue(dsn: str, *arguments: str, code: int = 0) -> str:
+    return both(dsn, *arguments, code=code)[code != 0]
+
+
+def both(dsn: str, *arguments: str, code: int = 0) -> tuple[str, str]:
+    """What it says on stdout and on stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "pgqueue", *arguments, "--dsn", dsn],
         cwd=ROOT,
@@ -26,7 +31,7 @@ def pgqueue(dsn: str, *arguments: str, code: int = 0) -> str:
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stderr
+    return done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -67,6 +72,19 @@ def test_limits_are_shown_and_changed(app: App, dsn: str, conn: psycopg.Connecti
     assert "fair-by" not in pgqueue(dsn, "limit", "mail", "--fair-by", "default", "--weight", "a=default")
     assert "there is no queue 'nowhere'" in pgqueue(dsn, "limit", "nowhere", "--concurrency", "1", code=1)
     assert "there is no queue 'nowhere'" in pgqueue(dsn, "pause", "nowhere", code=1)
+
+
+def test_a_queue_that_is_fair_by_what_jobs_do_not_have(app: App, dsn: str) -> None:
+    said, warned = both(dsn, "limit", "mail", "--fair-by", "tenannt")
+    assert "fair-by tenannt" in said
+    assert "jobs without this argument" in warned
+    assert both(dsn, "limit", "mail", "--fair-by", "default")[1] == ""
+    assert "the weights count when" in both(dsn, "limit", "mail", "--weight", "acme=3")[1]
+    assert both(dsn, "limit", "mail", "--weight", "acme=default")[1] == ""
+    for name in ("x" * 129, ""):
+        refusal = pgqueue(dsn, "limit", "mail", "--fair-by", name, code=64)
+        assert "fair_by is the name of a parameter, up to 128 characters" in refusal
+        assert len(refusal) < 700
 
 
 def test_jobs_that_ran_before_there_was_a_limit_are_shown_as_used(app: App, dsn: str) -> None:

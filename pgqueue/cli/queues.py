@@ -133,7 +133,9 @@ def limit(queue: str, dsn: str | None, weight: Any, **given: Any) -> None:
     with errors_translated():
         in_force = ask(dsn, protocol.limit_queue(queue, chosen))
     click.echo(f"{queue}: {_text(in_force)}")
-    if weight and "fair_by" not in in_force:
+    if given["fair_by"] not in (None, OFF, DEFAULT):
+        click.echo("jobs without this argument all count as those of one; pgqueue doctor MODULE:APP names who lacks it", err=True)
+    if any(value is not None for _, value in weight) and "fair_by" not in in_force:
         click.echo("the weights count when the queue is fair: --fair-by ARGUMENT", err=True)
 
 

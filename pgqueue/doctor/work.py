@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from pgqueue import protocol
+from pgqueue.app import App
 from pgqueue.doctor import protocol as questions
 from pgqueue.doctor.finding import Case, Finding, error, note, warning
 from pgqueue.functions import Workflow
@@ -107,19 +108,35 @@ def schedules(case: Case) -> Iterator[Finding]:
 
 
 def limits(case: Case) -> Iterator[Finding]:
-    """What has none."""
+    """What has none; and queues that are fair by something that functions of the App do not have."""
     if case.app is None:
         return
-    endless = sorted(
-        {f.name for f in case.app.functions.values() if not isinstance(f, Workflow) and f.definition.timeout is None}
-    )
+    yield from _unfair(case, case.app)
+    endless = {f.name for f in case.app.functions.values() if not isinstance(f, Workflow) and f.definition.timeout is None}
     if endless:
-        shown = ", ".join(endless[:5]) + (", ..." if len(endless) > 5 else "")
         yield note(
             "limits",
-            f"{len(endless)} steps and transactions have no time limit: {shown}",
+            f"{len(endless)} steps and transactions have no time limit: {_some(endless)}",
             "one that hangs keeps its worker for ever: @app.step(timeout='5m')",
         )
     for name, why in (("max_memory", "a leak takes the whole host with it"), ("max_jobs", "a slow leak goes on for ever")):
         if name in case.settings and not case.setting(name):
             yield note("limits", f"{name} is not set: {why}", f"--{name.replace('_', '-')}, see docs/operations.md")
+
+
+def _unfair(case: Case, app: App) -> Iterator[Finding]:
+    """An operator may have chosen any parameter, and the App has seen only its own declaration."""
+    for queue, _, in_force, *_ in case.ask(protocol.limits()):
+        parameter = in_force.get("fair_by")
+        lack = {f.name for f in app.functions.values() if f.definition.queue == queue and parameter not in f.signature.parameters}
+        if parameter is not None and lack:
+            yield warning(
+                "limits",
+                f"queue {queue} is shared fairly by {parameter!r}, which is no parameter of {_some(lack)}: their jobs all count"
+                " as those of one",
+                f"name another with pgqueue limit {queue} --fair-by, or give them that parameter",
+            )
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")

@@ -22,16 +22,16 @@ BEGIN
         ELSIF item.key = 'aging' THEN
             CONTINUE WHEN item.type = 'number' AND item.value::numeric BETWEEN 0.001 AND 31622400;
         ELSIF item.key = 'fair_by' THEN
-            CONTINUE WHEN item.type = 'string';
+            CONTINUE WHEN item.type = 'string' AND length(item.value #>> '{}') BETWEEN 1 AND 128;
         ELSIF item.key = 'weights' AND item.type = 'object' THEN
             PERFORM FROM jsonb_each(item.value) w
               WHERE length(w.key) > 512 OR jsonb_typeof(w.value) NOT IN ('number', 'null')
                  OR (w.value <> 'null' AND (w.value::numeric NOT BETWEEN 0 AND 1000 OR w.value::numeric % 1 <> 0));
             CONTINUE WHEN NOT FOUND;
         END IF;
-        PERFORM pgqueue.refuse('PQ004', format('%s: %s is no limit of a queue', item.key, item.value),
+        PERFORM pgqueue.refuse('PQ004', format('%s: %s is no limit of a queue', item.key, left(item.value::text, 200)),
             'concurrency and per_key are whole numbers from 1 on; rate and rate_per_key {"n": 100, "per": seconds, "burst": 1}; '
-            'fair_by is the name of a parameter; aging is seconds; weights {"who": 3}, up to 1000.');
+            'fair_by is the name of a parameter, up to 128 characters; aging is seconds; weights {"who": 3}, up to 1000.');
     END LOOP;
 END
 $$;
