@@ -43,7 +43,7 @@ class Cases:
     def run(self, seconds: float) -> Result:
         """All that the plan asks for, however long it takes."""
         began = time.time()
-        cases = self._cases()
+        cases = self.all()
         wrong: list[str] = []
         with ThreadPoolExecutor(AT_ONCE) as pool:
             running = {pool.submit(self._play, case): case for case in cases}
@@ -63,7 +63,8 @@ class Cases:
         result.verdicts = {"cases": Verdict(wrong, note)}
         return result
 
-    def _cases(self) -> list[Case]:
+    def all(self) -> list[Case]:
+        """Each once, in the order in which they are begun."""
         if self._round.only:
             return [Case.of(*text.split("=")) for text in self._round.only]
         singles = all_cases() + [Case.of(name, SLEEP) for name in failpoint_names()]
@@ -73,7 +74,7 @@ class Cases:
         chance = random.Random(self._seed)
         if self._round.sample:
             singles = chance.sample(singles, min(self._round.sample, len(singles)))
-        return singles + chance.sample(pairs(), self._round.pairs)
+        return singles + chance.sample([pair for pair in pairs() if pair not in singles], self._round.pairs)
 
     def _play(self, case: Case) -> None:
         directory = self._directory / str(case)

@@ -148,7 +148,7 @@ class Stream:
         """Append a value to a stream of this job. In a transaction it is written if and only if that commits, and in the body of
         a workflow as a step of its own: exactly once. In a step it is sent within a second or so, and again if the step is.
 
-        Errors: BadValue for what cannot be stored; OutsideJob outside of a job.
+        Errors: BadValue for what cannot be stored, ValueTooLarge above the limit (1 MiB); OutsideJob outside of a job.
         """
         _run("stream.write()").write(key_text(name, "the name of a stream"), _json(value))
 

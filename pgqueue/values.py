@@ -23,6 +23,14 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _encode = msgspec.json.Encoder().encode
 
 
+def check_size(data: bytes, what: str, limit: int) -> None:
+    """ValueTooLarge above so many bytes."""
+    if len(data) > limit:
+        raise ValueTooLarge(
+            f"{what} has {len(data)} bytes, the limit is {limit}. Keep large data in a table of your own and pass its key."
+        )
+
+
 class Codec:
     """Encodes and decodes the values of one type hint.
 
@@ -49,10 +57,8 @@ or give it a type hint that says how to read it back.
             text = data.decode()
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise BadValue(f"{what} cannot be stored as JSON: {_reason(error)}. {_ADVICE}") from None
-        if limit is not None and len(data) > limit:
-            raise ValueTooLarge(
-                f"{what} has {len(data)} bytes, the limit is {limit}. Keep large data in a table of your own and pass its key."
-            )
+        if limit is not None:
+            check_size(data, what, limit)
         try:
             if "\\u0000" in text and _contains_nul(value):
                 raise BadValue(f"{what} contains a NUL character, which PostgreSQL cannot store in a text")

@@ -29,6 +29,7 @@ from pgqueue import (
     UnknownJob,
     WrongColour,
     current,
+    gather,
 )
 from pgqueue.context import process
 from pgqueue.errors import BadValue, DatabaseUnreachable, OutsideJob, TransactionMisused, UnknownQueue, UnknownWorkflow
@@ -591,7 +592,8 @@ def test_a_task_without_a_job_is_told_so(app: App, dsn: str, conn: Any, calls: l
 # --------------------------------------------------------------------------------------------------------- cancelling
 
 
-def test_a_timeout_in_a_step_is_a_failed_try(app: App, dsn: str, conn: Any, calls: list[Any]) -> None:
+@pytest.mark.parametrize("how", ["alone", "in a gather"])
+def test_a_timeout_in_a_step_is_a_failed_try(app: App, dsn: str, conn: Any, calls: list[Any], how: str) -> None:
     @app.step(name="slow", retry=Retry(2, backoff=0.01))
     async def slow() -> None:
         calls.append("slow")
@@ -602,13 +604,16 @@ def test_a_timeout_in_a_step_is_a_failed_try(app: App, dsn: str, conn: Any, call
         await mark(tx, "rolled back")
         await tx.execute("SELECT pg_sleep(60)")
 
+    @app.step(name="quick")
+    async def quick() -> None: ...
+
     @app.workflow(name="flow")
     async def flow() -> list[str]:
         errors = []
         for function in (slow, slow_write):
             try:
                 async with asyncio.timeout(0.1):
-                    await function()
+                    await (gather.aio(function.call(), quick.call()) if how == "in a gather" else function())
             except StepFailed as error:
                 errors.append(error.type)
         return errors
@@ -617,7 +622,8 @@ def test_a_timeout_in_a_step_is_a_failed_try(app: App, dsn: str, conn: Any, call
     drain(app, dsn)
     assert job.result(timeout=5) == ["CancelledError", "CancelledError"]
     assert calls == ["slow", "slow"]
-    assert [s.status for s in job.steps()] == ["failed", "failed"]
+    others = ["succeeded"] if how == "in a gather" else []
+    assert [s.status for s in job.steps()] == ["failed", *others, "failed", *others]
     assert marks(conn) == []
 
 
@@ -740,14 +746,16 @@ def test_timeouts_at_any_moment_neither_lose_nor_double_anything(app: App, dsn: 
                     done.append(await call())
             except StepFailed:
                 pass
-        return done
+        async with asyncio.timeout(seconds):
+            both = await gather.aio(write.call(f"{i}d"), write_def.call(f"{i}e"), return_exceptions=True)
+        return [*done, *(what for what in both if not isinstance(what, StepFailed))]
 
     jobs = app.enqueue_many([flow.call(i, i * 0.0002) for i in range(50)])
     drain(app, dsn)
     done = [what for job in jobs for what in job.result(timeout=5)]
     assert sorted(marks(conn)) == sorted(done)
     assert done
-    assert {len(job.steps()) for job in jobs} == {3}
+    assert {len(job.steps()) for job in jobs} == {5}
     assert violations(conn) == []
 
 

@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
 
 from chaos import plan, suite, table
 from chaos.arena import Arena, Setup
+from chaos.case_round import Cases
 from chaos.controller import Controller
 from chaos.faults import faults
 from chaos.guardian import MARK
@@ -40,6 +41,14 @@ def test_every_fault_says_what_it_is_and_is_seen_by_oracles_that_exist() -> None
         assert fault.expected, number
         assert fault.seen_by, number
         assert set(fault.seen_by) <= set(NAMES), number
+
+
+def test_no_case_of_a_sweep_is_there_twice() -> None:
+    """They have a directory each, by their names."""
+    [entry] = [entry for entry in plan.read("sweep").rounds if entry.pairs]
+    for seed in range(20):
+        cases = Cases(entry, cast("Server", None), Path(), str(seed), print).all()
+        assert len(set(map(str, cases))) == len(cases), seed
 
 
 def test_plans_name_faults_that_exist() -> None:

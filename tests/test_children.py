@@ -502,6 +502,9 @@ def test_other_children_than_before_are_noticed(
 
 
 def test_what_gather_does_not_take(app: App, conn: psycopg.Connection[Any], hand: Any) -> None:
+    @app.step(name="step")
+    def step() -> None: ...
+
     @app.workflow(name="child")
     def child() -> None: ...
 
@@ -509,10 +512,13 @@ def test_what_gather_does_not_take(app: App, conn: psycopg.Connection[Any], hand
     def flow(what: str) -> None:
         if what == "value":
             gather(1)
+        if what == "step":
+            gather(step.options(retry=Retry(3), queue="default").call())
         gather(child.options(id="mine").call())
 
-    jobs = app.enqueue_many(flow.map(["value", "id"]))
+    jobs = app.enqueue_many(flow.map(["value", "id", "step"]))
     hand().drain()
-    for job, message in zip(jobs, ["gather takes calls", "gets its id from its parent"], strict=True):
+    messages = ["gather takes calls", "gets its id from its parent", "step: retry, queue: that is for a job"]
+    for job, message in zip(jobs, messages, strict=True):
         with pytest.raises(JobFailed, match=message):
             job.result(timeout=1)

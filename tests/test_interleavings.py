@@ -859,6 +859,64 @@ def test_requeue_and_cancel(race: Race) -> None:
     race(ended("failed"), check, then, requeue=requeueing, cancel=cancelling)
 
 
+def taken_along(where: str) -> Setup:
+    """A job that was cancelled, and of two children that are to end with it the first one."""
+
+    def setup(conn: Connection) -> Scene:
+        parent = held()(conn)
+        more = {"parent": parent.ids[0], "parent_seq": 2} | ({"delay": "1 hour"} if where == "scheduled" else {})
+        ids = [run(conn, enqueue([new_job_id()], **more, ordinal=n))[0] for n in range(2)]
+        jobs = [job for job, _ in run(conn, claim(parent.worker))] if where == "running" else []
+        run(conn, protocol.cancel(parent.ids))
+        run(conn, settlement(parent, "release"))
+        return Scene([parent.ids[0], *ids], parent.worker, jobs)
+
+    return setup
+
+
+FOR_AN_EVENT = json.dumps({"seq": 1, "name": "pgqueue.event", "kind": "event", "key": "e", "seconds": None})
+ENDINGS: dict[str, tuple[str, Sessions]] = {
+    "cancel_waiting": ("scheduled", sweeping),
+    "claim": ("ready", claiming_at_once),
+    "settle": ("running", lambda scene: alone(settlement(scene, "release"))),
+    "suspend": (
+        "running",
+        lambda scene: alone(protocol.settle([Settlement(job, "suspend", None, 0, FOR_AN_EVENT) for job in scene.held])),
+    ),
+    "reap": ("running", lambda scene: alone(protocol.reap(scene.worker, [], "crash", None))),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_requeue_while_the_children_end_that_are_to_end_with_their_parent(race: Race, ending: str) -> None:
+    """Whoever ends them stands still in the middle, because somebody has the outcome of the other one. Both come back with their
+    parent, whether they have ended or are spared."""
+    where, end = ENDINGS[ending]
+
+    def setup(conn: Connection) -> Scene:
+        scene = taken_along(where)(conn)
+        if ending == "reap":
+            run(conn, protocol.fence_worker(scene.worker, None, "test"))
+        return scene
+
+    def bystander(scene: Scene) -> Program:
+        yield "BEGIN"
+        outcome = f"INSERT INTO pgqueue.outcome (job_id, status, finished_at) VALUES ('{scene.ids[2]}', 'failed', now())"
+        yield f"{outcome} ON CONFLICT DO NOTHING"
+        yield "ROLLBACK"
+
+    def requeue(scene: Scene) -> Program:
+        rows = yield from transaction(protocol.requeue(scene.ids[:1]))
+        return rows[0][1]
+
+    def check(conn: Connection, scene: Scene, results: Results) -> None:
+        assert results["requeue"] == "requeued"
+        places = {row[0] for row in conn.execute("SELECT state FROM pgqueue.jobs").fetchall()}
+        assert places <= {"ready", "running", "scheduled", "waiting"}
+
+    race(setup, check, end=end, requeue=requeue, bystander=bystander)
+
+
 def test_requeue_and_a_late_settlement(race: Race) -> None:
     """A zombie's settlement ends no later run."""
 

@@ -291,6 +291,30 @@ def test_kept_children_stay_as_long_as_they_are_needed(family: Any, conn: psycop
     assert one(conn, "SELECT count(*) FROM pgqueue.job") == 0
 
 
+@pytest.mark.parametrize("how", ["requeue", "rerun and requeue"])
+def test_children_stay_as_long_as_their_parent_may_be_requeued(
+    family: Any, conn: psycopg.Connection[Any], hand: Any, how: str
+) -> None:
+    """A failed parent is kept for longer than its succeeded children would be. Requeued, it gets their results as before."""
+    parent, broken = family
+    job = parent.enqueue(0, 3)
+    worker = hand()
+    drain(worker)
+    if how != "requeue":
+        old, job = job, job.rerun(from_step=6)
+        drain(worker)
+        conn.execute("UPDATE pgqueue.outcome SET status = 'succeeded' WHERE job_id = %s", (old.id,))  # it does not need them
+        assert run(conn, protocol.prune(["succeeded"], 0, 100)) == 1
+    assert job.status() == "failed"
+    assert run(conn, protocol.prune(["succeeded", "cancelled"], 0, 100)) == 0
+    broken.clear()
+    assert job.requeue()
+    drain(worker)
+    assert len(job.result(timeout=5)) == 5
+    assert set(effects(conn).values()) == {1}
+    assert run(conn, protocol.prune(["succeeded"], 0, 100)) == 4
+
+
 def test_children_that_are_gone_are_not_taken_for_nothing(family: Any, conn: psycopg.Connection[Any], hand: Any) -> None:
     parent, broken = family
     job = parent.enqueue(0, 3)
@@ -298,7 +322,7 @@ def test_children_that_are_gone_are_not_taken_for_nothing(family: Any, conn: psy
     drain(worker)
     broken.clear()
     conn.execute("CREATE TABLE kept AS SELECT * FROM pgqueue.job WHERE parent IS NOT NULL")
-    for condition in ("true", "ordinal = 0", "ordinal = 1"):
+    for condition in ("true", "ordinal = 0", "ordinal = 1", "ordinal = 2"):
         conn.execute(f"DELETE FROM pgqueue.job WHERE parent IS NOT NULL AND {condition}")  # type: ignore[arg-type]
         for step in (3, 5, 6):
             with pytest.raises(PgQueueError, match=r"children that step 2 .* were pruned. Run it again from step 2"):

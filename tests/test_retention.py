@@ -101,15 +101,31 @@ def test_a_retention_that_changes_counts_from_the_oldest(conn: Conn) -> None:
 
 
 def test_children_of_living_parents_stay_until_the_walk_after(conn: Conn) -> None:
+    """Also those of one that has failed, as long as it may be requeued."""
     parent = str(conn.execute("SELECT pgqueue.enqueue_workflow('p', queue => 'default')").fetchone()[0])  # type: ignore[index]
     children = ended(conn, "succeeded", 90, 20, parent=parent)
+    [failed] = ended(conn, "failed", 20, 1)
+    its = ended(conn, "succeeded", 21, 20, parent=failed)
     walk(conn)
-    assert left(conn, children) == 20
+    assert (left(conn, children), left(conn, its)) == (20, 20)
+    conn.execute("UPDATE pgqueue.outcome SET finished_at = finished_at - interval '20 days' WHERE job_id = %s", (failed,))
+    walk(conn)
+    walk(conn)
+    assert (left(conn, [failed]), left(conn, its)) == (0, 0)
     conn.execute("WITH r AS (DELETE FROM pgqueue.ready RETURNING job_id) INSERT INTO pgqueue.outcome"
                  " (job_id, status, finished_at) SELECT job_id, 'succeeded', clock_timestamp() FROM r")  # fmt: skip
     walk(conn)
     assert left(conn, children) == 0
     assert states(conn) == {"succeeded": 1}, f"{parent} is young"
+
+
+def test_a_family_that_is_pruned_by_hand_goes_from_the_top_to_the_bottom(conn: Conn) -> None:
+    """In one call, as far as it may: whoever calls again while it is full comes to the end of them all."""
+    [top] = ended(conn, "failed", 40, 1)
+    [middle] = ended(conn, "failed", 41, 1, parent=top)
+    below = ended(conn, "succeeded", 42, 20, parent=middle)
+    assert [run(conn, protocol.prune(["failed", "succeeded"], 1, 10)) for _ in range(4)] == [10, 10, 2, 0]
+    assert left(conn, [top, middle, *below]) == 0
 
 
 def test_steps_are_small_however_much_is_kept(conn: Conn) -> None:

@@ -354,7 +354,7 @@ def test_waiting_for_this_and_that(app: App, show: Any, hand: Any) -> None:
     assert re.search(rf"waiting for event \"it's\" until {TIME} in step 1 \(pgqueue.event\) since", now(show(first)))
     assert "waiting for a message of topic 'topic' in step 1" in now(show(second))
     assert f"waiting for job {second.id} in step 1" in now(show(third))
-    assert "waiting for a worker that knows nobody.knows" in now(show(strange))
+    assert "waiting for a worker that knows version 1 of nobody.knows" in now(show(strange))
 
 
 def test_waiting_for_a_turn(app: App, show: Any, hand: Any) -> None:

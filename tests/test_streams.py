@@ -12,7 +12,7 @@ import pytest
 
 from pgqueue import App, Retry, UnknownJob, current, protocol, stream
 from pgqueue.database import run
-from pgqueue.errors import BadValue, OutsideJob
+from pgqueue.errors import BadValue, OutsideJob, ValueTooLarge
 from pgqueue.runtime import reports
 from tests import both
 from tests.apps import bank
@@ -185,6 +185,10 @@ def test_what_cannot_be_said(app: App, dsn: str, conn: psycopg.Connection[Any]) 
         except BadValue as error:
             caught.append(str(error))
         try:
+            stream.write("x" * 1_048_575)  # and two quotes
+        except ValueTooLarge as error:
+            caught.append(str(error))
+        try:
             stream.write(1, name="")
         except BadValue as error:
             caught.append(str(error))
@@ -192,7 +196,7 @@ def test_what_cannot_be_said(app: App, dsn: str, conn: psycopg.Connection[Any]) 
 
     job = step.enqueue()
     drain(app, dsn)
-    assert len(job.result(timeout=5)) == 5
+    assert len(job.result(timeout=5)) == 6
 
 
 def test_pruning_takes_all_of_it(app: App, dsn: str, conn: psycopg.Connection[Any]) -> None:

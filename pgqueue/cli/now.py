@@ -70,8 +70,8 @@ class _Place:
             queue, _, key = str(self._facts["waiting_key"]).partition("/")
             return f"waiting for its turn in queue {queue}: others of the key {line(key)} come first", None, until
         if self._facts["waiting_for"] == "name" or wait is None:
-            name = line(str(self._facts["waiting_key"]))
-            return f"waiting for a worker that knows {name}: those that have looked do not", None, until
+            name, _, version = line(str(self._facts["waiting_key"])).partition("@")
+            return f"waiting for a worker that knows version {version or 1} of {name}: those that have looked do not", None, until
         since = f"since {cell(wait.began_at)} ({span((self._clock - wait.began_at).total_seconds())})"
         deadline = f", and the job has time until {cell(until)}" if until and until != wait.until else ""
         return f"{awaited(wait)} in {_named(self.step)} {since}{deadline}", wait.began_at, until

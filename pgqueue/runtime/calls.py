@@ -24,7 +24,7 @@ from pgqueue.runtime.history import Wanted
 from pgqueue.runtime.open_steps import chosen_thread, open_step
 from pgqueue.runtime.parallel import Gather
 from pgqueue.runtime.started import compare, started
-from pgqueue.values import Codec
+from pgqueue.values import Codec, check_size
 
 if TYPE_CHECKING:
     from pgqueue.app import App
@@ -228,23 +228,24 @@ class Calls:
         self._run.ground.reports.progress(self._run.claim, fraction, note)
 
     def write(self, stream: str, value: str) -> None:
-        if self._streams_soon("stream.write()"):
+        if self._streams_soon("stream.write()", value):
             if not self._run.ground.reports.write(self._run.claim, stream, value):
                 blocking(self._run.flush())
         else:
             self.tell("pgqueue.stream", protocol.write_stream(self.job_id, None, stream, [value]))
 
     async def awrite(self, stream: str, value: str) -> None:
-        if self._streams_soon("stream.awrite()"):
+        if self._streams_soon("stream.awrite()", value):
             if not self._run.ground.reports.write(self._run.claim, stream, value):
                 await self._run.flush()
         else:
             await self.atell("pgqueue.stream", protocol.write_stream(self.job_id, None, stream, [value]))
 
-    def _streams_soon(self, what: str) -> bool:
+    def _streams_soon(self, what: str, value: str) -> bool:
         """Is the caller a step without a transaction?"""
         self._run.only_in_the_worker()
         self._run.check_ending()
+        check_size(value.encode(), "a value of a stream", self._run.max_bytes)
         return not self.in_body and self._run.own_step(what).tx is None
 
     def wait(self, wait: Wait) -> Any:

@@ -20,7 +20,6 @@ from pgqueue.errors import BadValue, UnknownJob, WrongColour
 from pgqueue.functions import AsyncTransaction, Call, Definition, Function, Transaction
 from pgqueue.runtime.endings import merged
 from pgqueue.runtime.history import Recorded, Wanted
-from pgqueue.runtime.session import undisturbed
 from pgqueue.runtime.started import Started, compare, started
 from pgqueue.runtime.steps import perform
 from pgqueue.runtime.waits import child_results, read_failure, result_of, wait
@@ -51,6 +50,11 @@ class Gather:
         for call in (calls[i] for i in self._steps):
             if call.function.is_async and not run.ground.on_loop:
                 raise WrongColour(f"{call.function.name} is an async def, and gather() was called in a def")
+            if call.options:
+                said = ", ".join(call.options)
+                raise TypeError(
+                    f"{call.function.name}: {said}: that is for a job, and gather() calls steps: say it in the decorator"
+                )
         for call in (calls[i] for i in self._children):
             if "id" in call.options:
                 raise TypeError(f"{call.function.name}: a child in gather() gets its id from its parent, give none")
@@ -165,7 +169,15 @@ async def _in_threads(run: JobRun, branches: Sequence[tuple[Call[Any], int, Reco
 
 
 async def _as_tasks(run: JobRun, branches: Sequence[tuple[Call[Any], int, Recorded | None]]) -> list[Any]:
-    return list(await undisturbed(asyncio.gather(*(_branch(run, *branch) for branch in branches))))
+    """Where we are cancelled, each step is, as one alone would be: that is a failed try, and all are waited for."""
+    tasks = [asyncio.ensure_future(_branch(run, *branch)) for branch in branches]
+    while not all(task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            for task in tasks:
+                task.cancel()
+    return [task.result() for task in tasks]
 
 
 def child_id(parent: str, seq: int, ordinal: int) -> str:

@@ -125,7 +125,10 @@ class JobRun:
                 self.job.ended = "succeeded"
                 return None
             await self.flush()
-            return Settlement(self.job, "succeeded", self.result_text(function, value), self.history.seen)
+            try:
+                return Settlement(self.job, "succeeded", self.result_text(function, value), self.history.seen)
+            except BadValue as error:
+                return await self._ended_badly(error, None)  # it has happened, and is not to be repeated for that
         except (Unwind, Restart, ClaimLost):
             raise
         except BaseException as error:  # noqa: BLE001 -- also SystemExit and the like: a job cannot end its worker that way

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pgqueue import protocol
 from pgqueue.colour import blocking
-from pgqueue.errors import ClaimLost, Snooze, StepFailed, StepTimeout
+from pgqueue.errors import BadValue, ClaimLost, Snooze, StepFailed, StepTimeout
 from pgqueue.failpoints import failpoint
 from pgqueue.functions import Function
 from pgqueue.retry import seconds
@@ -53,14 +53,20 @@ def _replayed(function: Function[Any, Any], seq: int, recorded: Recorded) -> Any
 
 async def _as_step(run: JobRun, function: Function[Any, Any], seq: int, arguments: dict[str, Any]) -> Any:
     failpoint("step.before_effect")
+    unstorable = False
     try:
-        text = run.result_text(function, await run.limits.within(function, seq, run.invoke(function, **arguments)))
+        result = await run.limits.within(function, seq, run.invoke(function, **arguments))
+        try:
+            text = run.result_text(function, result)
+        except BadValue:
+            unstorable = True  # its effect is not to be repeated for that
+            raise
         await run.flush()
     except (Unwind, Restart, ClaimLost):
         raise
     except BaseException as error:  # noqa: BLE001 -- also SystemExit: it is the step that failed, not the worker
         run.only_in_the_worker()
-        return await _step_failed(run, function, seq, error)
+        return await _step_failed(run, function, seq, error, over=unstorable)
     run.only_in_the_worker()
     failpoint("step.after_effect")
     await run.store(seq, function.name, text)

@@ -1,5 +1,6 @@
 -- End the jobs that somebody asked to cancel and that nobody holds: scheduled and waiting ones. Driven from the requests,
--- once a second, so that a request that came at the wrong moment is honoured a moment later.
+-- once a second, so that a request that came at the wrong moment is honoured a moment later. Whoever ends a job for a request has
+-- locked it, here as everywhere: a requeue that takes it back waits for that end, or is in time.
 CREATE OR REPLACE FUNCTION pgqueue.cancel_waiting() RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -11,10 +12,10 @@ BEGIN
     PERFORM pgqueue.assert_read_committed();
     WITH asleep AS MATERIALIZED (
         SELECT s.job_id FROM pgqueue.cancel_request c JOIN pgqueue.scheduled s ON s.job_id = c.job_id
-         LIMIT 1000 FOR UPDATE OF s SKIP LOCKED
+         LIMIT 1000 FOR UPDATE OF c, s SKIP LOCKED
     ), aside AS MATERIALIZED (
         SELECT w.job_id FROM pgqueue.cancel_request c JOIN pgqueue.waiting w ON w.job_id = c.job_id
-         LIMIT 1000 FOR UPDATE OF w SKIP LOCKED
+         LIMIT 1000 FOR UPDATE OF c, w SKIP LOCKED
     ), facts AS MATERIALIZED (                               -- as in claim: without those that a producer keeps
         SELECT j.id, j.unique_key, n.unique_until
           FROM (SELECT a.job_id FROM asleep a UNION ALL SELECT a.job_id FROM aside a) g
@@ -40,6 +41,9 @@ BEGIN
         DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (ARRAY(SELECT e.job_id FROM ended e))
     )
     SELECT array_agg(e.job_id) INTO cancelled FROM ended e;
+    DELETE FROM pgqueue.cancel_request c                     -- of jobs that ended while somebody else had their requests
+     WHERE c.job_id = ANY (ARRAY(SELECT x.job_id FROM pgqueue.cancel_request x JOIN pgqueue.outcome o ON o.job_id = x.job_id
+                                  LIMIT 1000 FOR UPDATE OF x SKIP LOCKED));
     IF cancelled IS NOT NULL THEN
         PERFORM pgqueue.ended(cancelled);
     END IF;

@@ -83,7 +83,7 @@ BEGIN
               JOIN pgqueue.job j ON j.id = g.job_id
              CROSS JOIN LATERAL (SELECT CASE j.version WHEN 1 THEN j.name ELSE j.name || '@' || j.version END,
                                         CASE WHEN j.unique_key IS NOT NULL THEN j.policy #>> '{unique,until}' END) v(name, unique_until)
-              LEFT JOIN pgqueue.cancel_request c ON c.job_id = g.job_id
+              LEFT JOIN LATERAL (SELECT x.job_id FROM pgqueue.cancel_request x WHERE x.job_id = g.job_id FOR UPDATE SKIP LOCKED) c ON true   -- see cancel_waiting
               LEFT JOIN pgqueue.unique_job u ON u.key = CASE v.unique_until WHEN 'started' THEN j.unique_key END AND u.job_id = j.id
               LEFT JOIN LATERAL (SELECT x.key FROM pgqueue.unique_job x WHERE x.key = u.key FOR UPDATE SKIP LOCKED) l ON true
         ), ended AS (
@@ -95,7 +95,7 @@ BEGIN
             ON CONFLICT DO NOTHING
             RETURNING job_id
         ), honoured AS (
-            DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (ARRAY(SELECT k.job_id FROM known k WHERE k.over IS NOT NULL))
+            DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (ARRAY(SELECT k.job_id FROM known k WHERE k.over = 'cancelled'))
         ), put_off AS (                                      -- a producer keeps it until his transaction ends
             INSERT INTO pgqueue.scheduled (job_id, run_at, queue, lane)
             SELECT k.job_id, stamp + interval '100 ms', k.queue, k.lane FROM known k WHERE k.mine IS NULL

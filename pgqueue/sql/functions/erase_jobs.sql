@@ -1,6 +1,7 @@
 -- Delete ended jobs with all their facts: those of these that may go. Starts from the outcome (requeue goes through the same gate),
--- and never takes a child whose parent still lives, nor one that a rerun of its parent still needs. Waits for nobody: what
--- somebody else has locked stays, such as a job to which an open transaction has sent a message. Returns how many went.
+-- and never takes a child whose parent still lives, or would need it if it were requeued; nor one that a rerun of its parent needs so.
+-- Waits for nobody: what somebody else has locked stays, such as a job to which an open transaction has sent a message. Returns how
+-- many went.
 CREATE OR REPLACE FUNCTION pgqueue.erase_jobs(jobs uuid[]) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -18,11 +19,11 @@ BEGIN
           JOIN pgqueue.job j ON j.id = g.id
           LEFT JOIN pgqueue.job p ON p.id = j.parent
           LEFT JOIN pgqueue.outcome po ON po.job_id = j.parent
-         WHERE (p.id IS NULL OR po.job_id IS NOT NULL)
+         WHERE (p.id IS NULL OR po.status = 'succeeded')
            AND NOT EXISTS (SELECT FROM pgqueue.kept_children k
                              JOIN pgqueue.job b ON b.id = k.job_id
                              LEFT JOIN pgqueue.outcome bo ON bo.job_id = k.job_id
-                            WHERE k.parent = j.parent AND k.seq = j.parent_seq AND bo.job_id IS NULL)
+                            WHERE k.parent = j.parent AND k.seq = j.parent_seq AND bo.status IS DISTINCT FROM 'succeeded')
          ORDER BY o.job_id FOR UPDATE OF o, j SKIP LOCKED
     ), gone AS (
         DELETE FROM pgqueue.outcome o WHERE o.ctid = ANY (ARRAY(SELECT f.tid FROM free f)) RETURNING o.job_id

@@ -1,6 +1,6 @@
 -- The part of rerun about children: those that the kept steps of the old job have started are the new one's too. (A gather() starts its
 -- children at one step, and waits for them at a later one, which they are numbered by.) Returns the first step whose children are not
--- all there any more; null: all are. Where a prune took only the last of them, that is not seen.
+-- all there any more; null: all are. How many there were says the checkpoint of that step (see started.py).
 CREATE OR REPLACE FUNCTION pgqueue.keep_children(old uuid, new uuid, from_step integer) RETURNS integer
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -24,9 +24,11 @@ BEGIN
      WHERE (SELECT max(c.seq) FROM pgqueue.checkpoint c
              WHERE c.job_id = keep_children.old AND c.name = 'pgqueue.start' AND c.seq < h.seq) = ANY (starts);
     SELECT min(s.seq) INTO lost
-      FROM (SELECT s.seq, coalesce(lead(s.seq) OVER (ORDER BY s.seq), 50001) AS next FROM unnest(starts) s(seq)) s
+      FROM (SELECT c.seq, coalesce(lead(c.seq) OVER (ORDER BY c.seq), 50001) AS next,
+                   (SELECT sum((e.value ->> 1)::bigint) FROM json_array_elements(c.result::json) e) AS many
+              FROM pgqueue.checkpoint c WHERE c.job_id = keep_children.new AND c.seq = ANY (starts)) s
       LEFT JOIN pgqueue.kept_children k ON k.job_id = keep_children.new AND k.seq > s.seq AND k.seq < s.next
-     WHERE (SELECT count(*) IS DISTINCT FROM max(c.ordinal) + 1 FROM pgqueue.job c WHERE c.parent = k.parent AND c.parent_seq = k.seq);
+     WHERE (SELECT count(*) FROM pgqueue.job c WHERE c.parent = k.parent AND c.parent_seq = k.seq) <> s.many;
     RETURN lost;
 END
 $$;

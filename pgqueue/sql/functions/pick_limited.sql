@@ -64,7 +64,7 @@ BEGIN
                    OR (s.lane % 2 = 1 AND (j.policy ->> 'expires_at')::timestamptz <= stamp)) IS TRUE AS over
               FROM seen s
               LEFT JOIN pgqueue.job j ON j.id = s.job_id
-              LEFT JOIN pgqueue.cancel_request c ON c.job_id = s.job_id
+              LEFT JOIN LATERAL (SELECT x.job_id FROM pgqueue.cancel_request x WHERE x.job_id = s.job_id FOR UPDATE SKIP LOCKED) c ON true
               LEFT JOIN pgqueue.unique_job u ON u.job_id = j.id       -- as in claim: what is locked here stays so until it has begun
                     AND u.key = CASE WHEN j.unique_key IS NOT NULL AND j.policy #>> '{unique,until}' = 'started' THEN j.unique_key END
               LEFT JOIN LATERAL (SELECT x.key FROM pgqueue.unique_job x WHERE x.key = u.key FOR UPDATE SKIP LOCKED) l ON true

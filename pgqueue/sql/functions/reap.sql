@@ -37,7 +37,7 @@ BEGIN
         SELECT r.ctid AS tid, r.*, c.job_id IS NOT NULL AS cancelled,
                reason IS NOT NULL AND (r.job_id = ANY (started) OR (reap.kind = 'lost' AND alone)) AS charged
           FROM pgqueue.running r
-          LEFT JOIN pgqueue.cancel_request c ON c.job_id = r.job_id
+          LEFT JOIN LATERAL (SELECT x.job_id FROM pgqueue.cancel_request x WHERE x.job_id = r.job_id FOR UPDATE SKIP LOCKED) c ON true   -- see cancel_waiting
          WHERE r.worker = reap.worker
          ORDER BY r.job_id LIMIT 500
            FOR UPDATE OF r SKIP LOCKED
@@ -73,7 +73,7 @@ BEGIN
          WHERE d.cancelled OR d.poison
         ON CONFLICT (job_id) DO NOTHING
     ), honoured AS (
-        DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (ARRAY(SELECT d.job_id FROM judged d WHERE d.cancelled OR d.poison))
+        DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (ARRAY(SELECT d.job_id FROM judged d WHERE d.cancelled))
     ), freed AS (
         DELETE FROM pgqueue.unique_job u
          WHERE u.key = ANY (ARRAY(SELECT d.unique_key FROM judged d WHERE d.unique_key IS NOT NULL AND (d.cancelled OR d.poison)))

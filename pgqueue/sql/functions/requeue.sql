@@ -14,8 +14,7 @@ BEGIN
     PERFORM pgqueue.durable_commit();
     PERFORM pgqueue.live_again(jobs);
     again := pgqueue.to_requeue(jobs);
-    DELETE FROM pgqueue.cancel_request c USING pgqueue.taken_along t       -- those that were asked and have not ended yet need not
-     WHERE t.parent = ANY (again) AND c.job_id = t.job_id;
+    PERFORM pgqueue.spare(ARRAY(SELECT t.job_id FROM pgqueue.taken_along t WHERE t.parent = ANY (again)));
     again := pgqueue.to_requeue(jobs);                       -- some may have ended while we waited for their requests
     WITH held AS MATERIALIZED (
         SELECT o.job_id, CASE j.policy #>> '{unique,until}' WHEN 'ended' THEN j.unique_key END AS key

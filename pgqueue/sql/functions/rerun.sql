@@ -57,7 +57,7 @@ BEGIN
       JOIN pgqueue.job c ON c.id = t.job_id
       LEFT JOIN pgqueue.kept_children k ON k.job_id = again AND k.seq = c.parent_seq AND k.parent = t.parent
      WHERE t.parent = old.id AND (c.parent_seq < rerun.from_step OR k.job_id IS NOT NULL);
-    DELETE FROM pgqueue.cancel_request c WHERE c.job_id = ANY (along);
+    PERFORM pgqueue.spare(along);
     PERFORM pgqueue.requeue(along, rerun.by);
     DELETE FROM pgqueue.taken_along t WHERE t.parent = old.id AND t.job_id = ANY (along);
     INSERT INTO pgqueue.attempt (job_id, kind, checkpoints, error, by, ended_at)

@@ -24,11 +24,11 @@ BEGIN
     PERFORM pgqueue.assert_read_committed();
     PERFORM pgqueue.durable_commit();
     WITH held AS MATERIALIZED (
-        SELECT r.ctid AS tid, r.*, g.result, g.detail,
+        SELECT r.ctid AS tid, r.*, g.result, g.detail, c.job_id IS NOT NULL AS asked,
                CASE WHEN g.how IN ('retry', 'release') AND c.job_id IS NOT NULL THEN 'cancelled' ELSE g.how END AS how
           FROM unnest(jobs, tokens, how, results, seen, details) AS g(job_id, token, how, result, seen, detail)
           JOIN pgqueue.running r ON r.job_id = g.job_id AND r.claim = g.token
-          LEFT JOIN pgqueue.cancel_request c ON c.job_id = g.job_id
+          LEFT JOIN LATERAL (SELECT x.job_id FROM pgqueue.cancel_request x WHERE x.job_id = g.job_id FOR UPDATE SKIP LOCKED) c ON true   -- see cancel_waiting
           LEFT JOIN pgqueue.checkpoint k ON k.job_id = g.job_id AND k.seq = nullif(g.seen, 0)
          WHERE (g.seen = 0 OR k.job_id IS NOT NULL) AND g.how <> 'suspend'
          ORDER BY r.job_id
@@ -52,7 +52,7 @@ BEGIN
         RETURNING job_id
     ), honoured AS (
         DELETE FROM pgqueue.cancel_request c
-         WHERE c.job_id = ANY (ARRAY(SELECT h.job_id FROM held h WHERE h.how IN ('succeeded', 'failed', 'cancelled')))
+         WHERE c.job_id = ANY (ARRAY(SELECT h.job_id FROM held h WHERE h.asked AND h.how IN ('succeeded', 'failed', 'cancelled')))
     ), freed AS (                                            -- others may be the one of their key now
         DELETE FROM pgqueue.unique_job u
          WHERE u.key = ANY (ARRAY(SELECT h.unique_key FROM held h WHERE h.unique_key IS NOT NULL AND h.how IN ('succeeded', 'failed', 'cancelled')))

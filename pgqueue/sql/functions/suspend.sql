@@ -22,7 +22,7 @@ BEGIN
          CROSS JOIN LATERAL json_to_record(g.detail) AS d(seq integer, name text, kind text, key text, seconds double precision)
           JOIN pgqueue.running r ON r.job_id = g.job AND r.claim = g.token
           JOIN pgqueue.job j ON j.id = g.job
-          LEFT JOIN pgqueue.cancel_request c ON c.job_id = g.job
+          LEFT JOIN LATERAL (SELECT x.job_id FROM pgqueue.cancel_request x WHERE x.job_id = g.job FOR UPDATE SKIP LOCKED) c ON true       -- see cancel_waiting
           LEFT JOIN pgqueue.checkpoint k ON k.job_id = g.job AND k.seq = nullif(g.seen, 0)
           LEFT JOIN pgqueue.wait w ON w.job_id = g.job AND w.seq = d.seq
          WHERE g.seen = 0 OR k.job_id IS NOT NULL
