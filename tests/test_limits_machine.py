@@ -277,7 +277,7 @@ def look_for_trouble(
 
 
 @pytest.mark.parametrize(
-    "examples", [int(GIVEN or 25), pytest.param(2000, marks=[pytest.mark.limits, pytest.mark.timeout(1800)])]
+    "examples", [int(GIVEN or 25), pytest.param(2000, marks=[pytest.mark.limits, pytest.mark.timeout(3600)])]
 )
 def test_any_limits_and_any_sequence(conns: list[Connection], examples: int) -> None:
     look_for_trouble(conns, examples)
