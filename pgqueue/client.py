@@ -21,7 +21,7 @@ from pgqueue import protocol
 from pgqueue.colour import blocking
 from pgqueue.context import Run, joined_run
 from pgqueue.database import AsyncPool, Pool, errors_translated, run, run_async
-from pgqueue.errors import BadValue, JobCancelled, JobFailed, ResultTimeout, UniqueConflict, UnknownJob
+from pgqueue.errors import BadValue, JobCancelled, JobFailed, NotPermitted, ResultTimeout, UniqueConflict, UnknownJob
 from pgqueue.failpoints import failpoint
 from pgqueue.functions import Options, describe_options
 from pgqueue.ids import new_job_id
@@ -257,8 +257,13 @@ class _Handle(Generic[R]):
                 return tuple(row)
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                state = await self._status()
-                raise ResultTimeout(f"job {self.id} ({row[0]}) has not ended within {timeout!r}, and goes on: it is {state}")
+                try:
+                    state = f": it is {await self._status()}"
+                except NotPermitted:  # who has been granted results only
+                    state = ""
+                raise ResultTimeout(
+                    f"job {self.id} ({row[0]}) has not ended within {seconds(timeout or 0):g} s, and goes on{state}"
+                )
             ended = results.expect(self.id)
             try:
                 await self._door.until(ended, left)

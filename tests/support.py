@@ -75,7 +75,6 @@ def as_roles(template: str) -> Way:
         for view in ("job_values", "steps", "attempts", "progress", "stream"):
             conn.execute(f"GRANT SELECT ON pgqueue.{view} TO tests_producer")  # type: ignore[arg-type]
         conn.execute("GRANT EXECUTE ON FUNCTION pgqueue.awaited, pgqueue.read_stream TO tests_producer")
-        conn.execute("GRANT UPDATE ON SEQUENCE pgqueue.results_until TO tests_producer")
         conn.execute("GRANT CREATE ON SCHEMA public TO tests_worker")
         conn.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO tests_worker")
         conn.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO tests_worker")

@@ -152,10 +152,15 @@ def test_bad_ids_and_usage(dsn: str) -> None:
     refused(64, "prune", "--older", "-1d", "--yes", says="duration", dsn=dsn)
 
 
-def test_what_destroys_asks_first(dsn: str) -> None:
-    done = pgqueue("prune", "--older", "0s", dsn=dsn)
-    assert done.returncode != 0
+def test_what_destroys_asks_first(dsn: str, conn: psycopg.Connection[Any]) -> None:
+    done = pgqueue("prune", "--older", "1d", dsn=dsn)
+    assert done.returncode == 64
     assert "pruned" not in done.stdout
+    assert "ended more than 1d ago?" in done.stderr
+    refused(64, "retention", "--failed", "0", "--ticks", "0s", says="keep no failed and ticks, and delete those", dsn=dsn)
+    assert conn.execute("SELECT count(*) FROM pgqueue.retention WHERE seconds = 0").fetchone() == (0,)
+    assert "0s" in pgqueue("retention", "-q", "default", "--failed", "0", "--yes", dsn=dsn).stdout
+    refused(64, "retention", "--failed", "default", says="succeeded and cancelled jobs for 7 days", dsn=dsn)
 
 
 def test_the_dsn_is_on_no_command_line_of_ours(dsn: str, workers: Any) -> None:

@@ -33,7 +33,7 @@ PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", 
 FOR_PRODUCERS = {"enqueue_workflow", "enqueue_workflows", "send_event", "send_message"}
 FOR_READERS = {"stats", "limits", "metrics", "job_metrics", "rates", "last_failures", "youngest_jobs", "clock", "clock_bound"}
 #: With the rights of the owner, whoever calls them.
-DEFINERS = FOR_PRODUCERS | FOR_READERS - {"metrics", "clock", "clock_bound"}
+DEFINERS = {"awaited"} | FOR_PRODUCERS | FOR_READERS - {"metrics", "clock", "clock_bound"}
 READABLE = {
     "jobs",
     "children",
@@ -539,6 +539,26 @@ def test_a_role_without_its_right_gets_one_clear_line(cast: Cast) -> None:
     assert "permission denied" in pgqueue(cast.dsn_of("reader"), "work", "tests.apps.bank:app", code=78)
     with Client(cast.dsn_of("producer")) as client, pytest.raises(NotPermitted, match="pgqueue grant"):
         client.job(new_job_id()).status()
+
+
+def test_the_help_that_the_error_names_says_what_to_grant(cast: Cast) -> None:
+    producer = cast.dsn_of("producer")
+    said = pgqueue(producer, "enqueue", "jobs.waited", "-q", "default", "--wait", "1s", code=78)
+    assert "pgqueue grant --help" in said
+    helped = pgqueue(producer, "grant", "--help")
+    for kind in ROLES:
+        assert re.search(rf"^ +{kind}  +\w", helped, re.MULTILINE), helped
+    role = cast.names["producer"]
+    grants = [line.strip() for line in helped.splitlines() if line.strip().startswith("GRANT ")]
+    with connect(cast.dsn_of("admin"), "tests") as conn:
+        for grant in grants:
+            conn.execute(grant.replace("TO ROLE;", f"TO {role}"))
+    waited = pgqueue(producer, "enqueue", "jobs.waited", "-q", "default", "--wait", "0.5", code=1)
+    assert "has not ended within 0.5 s, and goes on" in waited
+    assert "permission denied" not in waited
+    with connect(cast.dsn_of("admin"), "tests") as conn:
+        for grant in grants:
+            conn.execute(grant.replace("GRANT", "REVOKE").replace("TO ROLE;", f"FROM {role}"))
 
 
 # ------------------------------------------------------------------------------------------------ at work

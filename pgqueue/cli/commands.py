@@ -102,7 +102,22 @@ def migrate_command(target: str | None, check: bool, sql: bool, roles: bool, dsn
 @click.argument("role")
 @dsn_option
 def grant(kind: str, role: str, dsn: str | None) -> None:
-    """Let a database role enqueue (producer), work and operate (worker), or look (reader)."""
+    """Let a database role enqueue (producer), work and operate (worker), or look (reader).
+
+    \b
+    producer  enqueue, send events and messages; no access to any table or view
+    worker    pgqueue work, and what operators do: show, cancel, requeue,
+              rerun, pause, limit, retention, prune; pgqueue exporter
+    reader    status, top, jobs, queues, schedules, retention, doctor in part:
+              no inputs, results or errors
+
+    \b
+    A producer that waits for results (enqueue --wait, job.result()) needs also:
+    GRANT SELECT ON pgqueue.job_values TO ROLE;
+    GRANT EXECUTE ON FUNCTION pgqueue.awaited TO ROLE;
+
+    More in docs/operations.md, "Roles and grants".
+    """
     ask(dsn, protocol.grant_role(kind, role))
     click.echo(f"{role} is a member of pgqueue_{kind}")
 

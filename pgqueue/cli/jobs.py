@@ -24,7 +24,9 @@ from pgqueue.model import ENDED
 @click.option("--id", "chosen", help="The same id, name and input is the same job.")
 @click.option("--delay", type=DURATION)
 @click.option("--priority", type=click.IntRange(0, 9))
-@click.option("--wait", type=DURATION, help="Wait so long for the result and print it.")
+@click.option(
+    "--wait", type=DURATION, help="Wait so long for the result, and print it; what a producer needs for that: grant --help."
+)
 @dsn_option
 def enqueue(
     name: str, input: str, queue: str | None, chosen: str | None, delay: float | None, priority: int | None,

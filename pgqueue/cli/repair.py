@@ -13,7 +13,7 @@ import psycopg
 
 from pgqueue import database, protocol
 from pgqueue.cli.options import DURATION, asker, confirm, dsn_option
-from pgqueue.cli.output import show
+from pgqueue.cli.output import length, show
 from pgqueue.cli.show import whole_id
 from pgqueue.cli.tree import ACTIVE
 from pgqueue.config import Exit
@@ -168,7 +168,7 @@ def _code(counts: Counter[str], good: str) -> int:
 @dsn_option
 def prune(older: float, states: tuple[str, ...], yes: bool, dsn: str | None) -> None:
     """Delete ended jobs with everything about them, and, unless --state says which jobs, events and ticks that are as old."""
-    confirm(f"delete the {' and '.join(states or ('ended',))} jobs that ended more than {older:g} s ago?", yes)
+    confirm(f"delete the {' and '.join(states or ('ended',))} jobs that ended more than {length(older)} ago?", yes)
     total = events = ticks = 0
     with database.connect(database.dsn_from(dsn), "pgqueue:cli") as conn:
         while gone := database.run(conn, protocol.prune(states or ENDED, older, 1000)):

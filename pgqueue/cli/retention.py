@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pgqueue import database, protocol
-from pgqueue.cli.options import DURATION, dsn_option, json_option
+from pgqueue.cli.options import DURATION, confirm, dsn_option, json_option
 from pgqueue.cli.output import length, show, show_json
 from pgqueue.model import ENDED
 
@@ -30,10 +30,14 @@ class _Age(click.ParamType):  # type: ignore[type-arg]  # generic only in the ne
 @click.option("--cancelled", type=_Age(), help="Cancelled ones.")
 @click.option("--events", type=_Age(), help="Events that no job waits for.")
 @click.option("--ticks", type=_Age(), help="What schedules have done, once the jobs are gone.")
+@click.option("--yes", is_flag=True, help="Do not ask where nothing is kept any more.")
 @json_option
 @dsn_option
-def retention(queue: str, as_json: bool, dsn: str | None, **ages: Any) -> None:
+def retention(queue: str, yes: bool, as_json: bool, dsn: str | None, **ages: Any) -> None:
     """Show or set for how long jobs are kept when they have ended. "forever"; "default", of a queue: what holds for all."""
+    if gone := [what for what, age in ages.items() if age == 0]:  # elsewhere 0 means never
+        of = f" of queue {queue}" if queue else ""
+        confirm(f'keep no {" and ".join(gone)}{of}, and delete those there are? ("{FOREVER}" keeps all.)', yes)
     with database.connect(database.dsn_from(dsn), "pgqueue:cli") as conn, conn.transaction():
         for what, age in ages.items():
             if age is not None:

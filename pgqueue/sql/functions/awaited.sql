@@ -1,7 +1,8 @@
 -- Which of these jobs have ended, or do not exist. For the next so many seconds, ends are announced on the channel
--- pgqueue_results: their ids, one behind the other.
+-- pgqueue_results: their ids, one behind the other. With the rights of its owner: who may wait for results may read no table.
 CREATE OR REPLACE FUNCTION pgqueue.awaited(jobs uuid[], seconds double precision) RETURNS SETOF uuid
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$

@@ -8,8 +8,11 @@ BEGIN
        OR (queue <> '' AND what IN ('events', 'ticks')) THEN
         PERFORM pgqueue.refuse('PQ004', format('there is no retention of %L in queue %L', what, queue),
                                'It is of succeeded, failed and cancelled jobs, or of all events or ticks.');
-    ELSIF seconds < 0 OR seconds = 'NaN' OR (seconds IS NULL AND queue = '') THEN
-        PERFORM pgqueue.refuse('PQ004', format('nothing can be kept for %s seconds', coalesce(seconds::text, 'null')));
+    ELSIF seconds IS NULL AND queue = '' THEN
+        PERFORM pgqueue.refuse('PQ004', format('only the word of a queue about %s can be taken back', what),
+            'For all, say for how long. A fresh database keeps succeeded and cancelled jobs for 7 days, and all else for 30 days.');
+    ELSIF seconds < 0 OR seconds = 'NaN' THEN
+        PERFORM pgqueue.refuse('PQ004', format('nothing can be kept for %s seconds', seconds));
     END IF;
     IF queue <> '' THEN
         PERFORM FROM pgqueue.queue q WHERE q.name = retain.queue;
