@@ -583,6 +583,10 @@ def job_rows(state: str | None, name: str | None, queue: str | None, since_secon
     )
 
 
+def queue_names() -> Call[list[str]]:
+    return Call("SELECT name FROM pgqueue.queues", (), _column)
+
+
 def job_ids(prefix: str) -> Call[list[str]]:
     """At most two ids that begin with this prefix: enough to see whether it is unique."""
     low = (prefix + "00000000-0000-0000-0000-000000000000"[len(prefix) :])[:36]

@@ -152,6 +152,14 @@ def test_bad_ids_and_usage(dsn: str) -> None:
     refused(64, "prune", "--older", "-1d", "--yes", says="duration", dsn=dsn)
 
 
+def test_names_that_nobody_has_are_no_empty_tables(dsn: str) -> None:
+    refused(1, "jobs", "-q", "maill", says="there is no queue 'maill'", dsn=dsn)
+    refused(1, "requeue", "--failed", "-q", "maill", says="there is no queue 'maill'", dsn=dsn)
+    assert pgqueue("jobs", "-q", "default", dsn=dsn).stderr == ""
+    done = pgqueue("jobs", "--workflow", "typo", "--json", dsn=dsn)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "pgqueue: no job of the name 'typo' fits\n")
+
+
 def test_what_destroys_asks_first(dsn: str, conn: psycopg.Connection[Any]) -> None:
     done = pgqueue("prune", "--older", "1d", dsn=dsn)
     assert done.returncode == 64

@@ -188,7 +188,7 @@ def test_workers_do_what_the_app_says(place: Place, dsn: str) -> None:
         wait_for(lambda: len(work.children()) == 4, what="three workers and a housekeeper")
         assert "3 workers for default" in work.log()
         other = workers.start("shop:app", env={**variables, "PGQUEUE_WORKERS": "1"})
-        wait_for(lambda: "1 workers for default" in other.log())
+        wait_for(lambda: "1 worker for default" in other.log())
     finally:
         workers.stop_all()
 

@@ -44,7 +44,7 @@ BAD = {
 
 def findings(dsn: str, app: App | None = None, patience: float = 30, **settings: Any) -> list[Finding]:
     with connect(dsn, "pgqueue:doctor") as conn:
-        return examine(Case(conn, dsn, resolve(settings, app), app, patience))
+        return examine(Case(conn, dsn, resolve(settings, app), app, patience))[0]
 
 
 def found(dsn: str, check: str, severity: str, says: str, app: App | None = None, **more: Any) -> Finding:
@@ -101,6 +101,10 @@ def test_the_schema(empty_dsn: str, dsn: str, conn: psycopg.Connection[Any]) -> 
 def test_rights(dsn: str, conn: psycopg.Connection[Any]) -> None:
     with role(dsn) as name:
         found(as_role(dsn, name), "rights", "error", "may not look at the schema")
+        assert (
+            f"1 error, 0 warnings, 0 notes; only 1 of {len(CHECKS) + 1} checks could be made"
+            in pgqueue("doctor", dsn=as_role(dsn, name)).stdout
+        )
         conn.execute(f"GRANT USAGE ON SCHEMA pgqueue TO {name}")
         conn.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA pgqueue TO {name}")
         every = findings(as_role(dsn, name))

@@ -138,7 +138,7 @@ def test_pause_resume_more_and_fewer(bank_db: psycopg.Connection[Any], workers: 
     work.signal(signal.SIGTTOU)
     wait_for(lambda: worker_pids(bank_db, work) == [first], what="the younger one to leave")
     work.signal(signal.SIGTTOU)
-    wait_for(lambda: work.log().count("1 workers from now on") == 2, what="the last one to stay")
+    wait_for(lambda: work.log().count("1 worker from now on") == 2, what="the last one to stay")
     assert bank.deposit.enqueue(1, 1).result(timeout=30) == "told 1"
     work.signal(signal.SIGTERM)
     assert work.wait() == 0, work.log()

@@ -8,7 +8,7 @@ import click
 
 from pgqueue import database
 from pgqueue.cli.options import DURATION, dsn_for, dsn_option, json_option, typed
-from pgqueue.cli.output import show_json
+from pgqueue.cli.output import many, show_json
 from pgqueue.config import Exit
 from pgqueue.loading import load_app
 from pgqueue.logs import harmless
@@ -30,13 +30,15 @@ def doctor_command(target: str | None, strict: bool, patience: float, as_json: b
     settings = resolve(typed({"dsn": dsn}), app)
     address = dsn_for(app, dsn)
     with database.connect(address, "pgqueue:doctor") as conn:
-        found = examine(Case(conn, address, settings, app, patience))
+        found, made = examine(Case(conn, address, settings, app, patience))
     if as_json:
         show_json([asdict(finding) for finding in found])
     for finding in () if as_json else found:
         click.echo(f"{finding.severity}: {harmless(finding.what)} [{finding.check}]\n    {harmless(finding.advice)}")
     if not as_json:
-        counts = [sum(f.severity == severity for f in found) for severity in ("error", "warning", "note")]
-        click.echo("{} errors, {} warnings, {} notes; {} checks".format(*counts, len(CHECKS) + 1))
+        counts = [many(sum(f.severity == severity for f in found), severity) for severity in ("error", "warning", "note")]
+        every = len(CHECKS) + 1  # that of the schema comes before them
+        checks = f"{every} checks" if made == every else f"only {made} of {every} checks could be made"
+        click.echo(f"{', '.join(counts)}; {checks}")
     bad = {"error", "warning"} if strict else {"error"}
     return Exit.FAILED if any(finding.severity in bad for finding in found) else Exit.OK

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pgqueue import database, protocol
-from pgqueue.cli.options import DURATION, ask, dsn_option, json_option
+from pgqueue.cli.options import DURATION, check_queue, dsn_option, json_option
 from pgqueue.cli.output import show, show_json
 from pgqueue.cli.show import whole_id
 from pgqueue.client import Client
@@ -95,7 +95,12 @@ def jobs(
     state: str | None, workflow: str | None, queue: str | None, since: float | None, limit: int, as_json: bool, dsn: str | None
 ) -> None:
     """List jobs, the youngest first; with --state of an end, those that ended last."""
-    rows = ask(dsn, protocol.job_rows(state, workflow, queue, since, limit))
+    with database.connect(database.dsn_from(dsn), "pgqueue:cli") as conn:
+        rows = database.run(conn, protocol.job_rows(state, workflow, queue, since, limit))
+        if not rows:
+            check_queue(conn, queue)
+            if workflow is not None:
+                click.echo(f"pgqueue: no job of the name {workflow!r} fits", err=True)
     if as_json:
         show(protocol.JOB_COLUMNS, rows, True)
     else:

@@ -18,7 +18,7 @@ import click
 import psycopg
 
 from pgqueue import database, migrate
-from pgqueue.cli.output import show_json
+from pgqueue.cli.output import many, show_json
 from pgqueue.config import Exit
 from pgqueue.errors import DatabaseUnreachable
 
@@ -123,7 +123,7 @@ def _introduce(conn: psycopg.Connection[Any], dsn: str, data: Path, target: str 
     click.echo("the schema was up to date" if not applied else f"applied {len(applied)} migrations")
     click.echo(f"\n  export PGQUEUE_DSN={shlex.quote(dsn)}\n")
     if target:
-        click.echo(f"{workers} workers for {target}. Ctrl-C stops everything.")
+        click.echo(f"{many(workers, 'worker')} for {target}. Ctrl-C stops everything.")
     else:
         click.echo("No workers: name an App (pgqueue dev MODULE:APP), or run pgqueue work elsewhere. Ctrl-C stops the server.")
 

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+import psycopg
 from click.core import ParameterSource
 
 from pgqueue import database, protocol
 from pgqueue.app import App
 from pgqueue.config import SETTINGS, Duration, Flag, Kind
+from pgqueue.errors import UnknownQueue
 from pgqueue.settings import dsn_of_file
 
 T = TypeVar("T")
@@ -86,6 +88,12 @@ def confirm(question: str, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError(f"{question} Nobody can be asked here: --yes says so beforehand")
     click.confirm(question, abort=True)
+
+
+def check_queue(conn: psycopg.Connection[Any], queue: str | None) -> None:
+    """For where nothing fits: UnknownQueue if that is because nobody has declared this queue."""
+    if queue is not None and queue not in database.run(conn, protocol.queue_names()):
+        raise UnknownQueue(f"there is no queue {queue!r}: pgqueue queues shows those that there are")
 
 
 def ask(dsn: str | None, call: protocol.Call[T]) -> T:

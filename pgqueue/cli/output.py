@@ -103,6 +103,15 @@ def length(seconds: float) -> str:
     return text + (f"{rest:.6f}".rstrip("0").rstrip(".") + "s" if rest or not text else "")
 
 
+def many(amount: int, what: str) -> str:
+    """So many of something.
+
+    >>> many(1, "worker"), many(2000, "worker")
+    ('1 worker', '2,000 workers')
+    """
+    return f"{amount:,} {what}{'s' * (amount != 1)}"
+
+
 def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool) -> None:
     """A table, or a JSON array of objects."""
     if as_json:

@@ -12,7 +12,7 @@ import click
 import psycopg
 
 from pgqueue import database, protocol
-from pgqueue.cli.options import DURATION, asker, confirm, dsn_option
+from pgqueue.cli.options import DURATION, asker, check_queue, confirm, dsn_option
 from pgqueue.cli.output import length, show
 from pgqueue.cli.show import whole_id
 from pgqueue.cli.tree import ACTIVE
@@ -131,6 +131,7 @@ def _change(
         if dry_run:
             show(("id", "name", "queue", "state", "at", "error"), [_short(row) for row in found], False)
         if not found:
+            check_queue(conn, chosen.queue)
             click.echo(f"no {' or '.join(chosen.states)} jobs" + (" fit" if any(vars(chosen).values()) else ""), err=dry_run)
         if dry_run or not found:
             return Exit.OK

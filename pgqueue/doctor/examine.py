@@ -28,13 +28,19 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def examine(case: Case) -> list[Finding]:
-    """What was found, the worst first."""
+def examine(case: Case) -> tuple[list[Finding], int]:
+    """What was found, the worst first; and how many checks were made, that of the schema and all others."""
     found = list(_schema(case))
+    made = 1
     if not any(finding.severity == "error" for finding in found):
         for name, check in CHECKS.items():
-            found += _checked(name, check, case)
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+            try:
+                found += check(case)
+                made += 1
+            except psycopg.errors.InsufficientPrivilege as refusal:
+                what = f"the check of {name} could not be made: {refusal.diag.message_primary}"
+                found.append(warning("rights", what, "run the doctor as the role of the workers, or as the owner of the schema"))
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)), made
 
 
 def _schema(case: Case) -> Iterator[Finding]:
@@ -57,11 +63,3 @@ def _schema(case: Case) -> Iterator[Finding]:
             f"the schema has version {newest}, and this pgqueue was made for {database.SCHEMA_VERSION}",
             "that works; upgrade this host when the others have been",
         )
-
-
-def _checked(name: str, check: Check, case: Case) -> list[Finding]:
-    try:
-        return list(check(case))
-    except psycopg.errors.InsufficientPrivilege as refusal:
-        what = f"the check of {name} could not be made: {refusal.diag.message_primary}"
-        return [warning("rights", what, "run the doctor as the role of the workers, or as the owner of the schema")]

@@ -129,7 +129,7 @@ class Supervisor:
         self._reload = Reload(self._workers, facts, self._use, lambda: self._stopping.restart(self.settings.drain_timeout))
         self._report = Report(self._workers, self._housekeeping, self._manager)
         self._workers.resize(count)
-        log.info("%s: %d workers for %s", self.settings.target, count, ", ".join(facts.queues))
+        log.info("%s: %d worker%s for %s", self.settings.target, count, "s" * (count != 1), ", ".join(facts.queues))
         if self._standing.paused:
             self._pause(True)
         capacity.warn_of_memory(count, self.settings.max_memory)
@@ -176,7 +176,7 @@ class Supervisor:
         self._workers.resize(len(self._workers.places) + more)
         count = len(self._workers.places)
         self._standing.ask_for(count, self.settings.workers)
-        log.info("%d workers from now on", count)
+        log.info("%d worker%s from now on", count, "s" * (count != 1))
 
     def _start_due(self) -> None:
         self._housekeeping.start_due(self.settings, self._facts)
