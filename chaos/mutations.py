@@ -244,6 +244,18 @@ MUTANTS += [
         ),
     ),
     Mutant(
+        "some jobs that are due are never promoted",
+        STORM,
+        "liveness: round 0: nothing has moved",
+        (
+            Edit(
+                f"{SQL}/promote.sql",
+                "WHERE s.run_at <= pgqueue.clock_bound() ORDER",
+                "WHERE s.run_at <= pgqueue.clock_bound() AND s.job_id::text !~ '[0-3]$' ORDER",
+            ),
+        ),
+    ),
+    Mutant(
         "migrate that never works",
         STORM,
         "migration: round 0: one has ended with 1",
@@ -303,6 +315,21 @@ MUTANTS += [
                 "            with run.inside(seq):\n"
                 "                await run.invoke(function, **arguments)\n"
                 "        return _replayed(function, seq, recorded)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "some plain steps run twice in a healthy worker",
+        STORM,
+        "plain steps: round 0: step .* ran 2 times for claim .*, which lost its connection 0 times",
+        (
+            Edit(
+                "pgqueue/runtime/steps.py",
+                '    run.only_in_the_worker()\n    failpoint("step.after_effect")\n',
+                "    run.only_in_the_worker()\n"
+                "    if seq % 20 == 5:\n"
+                "        text = run.result_text(function, await run.invoke(function, **arguments))\n"
+                '    failpoint("step.after_effect")\n',
             ),
         ),
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import psycopg
@@ -34,6 +35,17 @@ LIVENESS = 60.0  # seconds without any progress, when the faults have stopped: t
 TICKS_LATE = 30.0  # seconds after which ticks are missing: whoever sees to them was just killed, and is started again
 LOOK = 0.5  # seconds between two looks at what holds in every snapshot
 _LEFT = "SELECT name, state, waiting_for, count(*) FROM pgqueue.jobs WHERE finished_at IS NULL GROUP BY 1, 2, 3"
+#: Schedules go on when the faults have stopped. What they enqueue then (behind a moment; null: there is none) is not waited for,
+#: and no progress: a job that is lost is not made good by others that come and end each second.
+_ACTIVE = """
+SELECT count(*) FROM pgqueue.job_values v WHERE v.status = 'active'
+   AND NOT EXISTS (SELECT FROM pgqueue.tick t WHERE t.job_id = v.id AND t.due_at > %s)
+"""
+_PROGRESS = """
+SELECT (SELECT count(*) FROM pgqueue.checkpoint),
+       (SELECT count(*) FROM pgqueue.outcome)
+     - (SELECT count(*) FROM pgqueue.tick t JOIN pgqueue.outcome o ON o.job_id = t.job_id WHERE t.due_at > %s)
+"""
 
 
 class Storm:
@@ -94,16 +106,17 @@ class Storm:
         arena.calm = time.time()
         if arena.ticking:
             arena.ticking.append(arena.full_second("floor"))
-        self._drain(arena)
-        self._let_tick(arena)
+        if self._drain(arena):
+            self._let_tick(arena)
         arena.drained = time.time() - arena.calm
         arena.over.set()
         arena.threads.join()
         if not feeder.acknowledged:
             arena.findings.append("suite: no job was enqueued: there was no load")
 
-    def _drain(self, arena: Arena) -> None:
-        """Until all has ended by itself. A backlog takes as long as the machine needs for it: what is stuck does not move."""
+    def _drain(self, arena: Arena) -> bool:
+        """Until all has ended by itself. A backlog takes as long as the machine needs for it: what is stuck does not move. Has
+        all ended?"""
         before, moved = self._progress(arena), time.monotonic()
         while self._left(arena):
             time.sleep(0.1)
@@ -112,7 +125,8 @@ class Storm:
             elif time.monotonic() - moved > LIVENESS:
                 left = arena.chaos.query(_LEFT)
                 arena.findings.append(f"liveness: nothing has moved for {LIVENESS:g} s without faults, and there are {left}")
-                return
+                return False
+        return True
 
     def _let_tick(self, arena: Arena) -> None:
         """What was due before the faults stopped has its time too. Where it does not come, the oracle says so."""
@@ -127,12 +141,16 @@ class Storm:
         self._drain(arena)  # their jobs
 
     def _left(self, arena: Arena) -> int:
-        left = int(arena.chaos.query("SELECT count(*) FROM pgqueue.job_values WHERE status = 'active'")[0][0])
+        left = int(arena.chaos.query(_ACTIVE, self._until(arena))[0][0])
         self._say(f"{self._round.name}: faults have stopped, {left} jobs are left")
         return left
 
     def _progress(self, arena: Arena) -> tuple[int, ...]:
-        return arena.chaos.query("SELECT (SELECT count(*) FROM pgqueue.checkpoint), (SELECT count(*) FROM pgqueue.outcome)")[0]
+        return arena.chaos.query(_PROGRESS, self._until(arena))[0]
+
+    def _until(self, arena: Arena) -> datetime | None:
+        """The last moment for which schedules have to tick."""
+        return arena.ticking[-1] if arena.ticking else None
 
     def _watch(self, arena: Arena) -> None:
         """What must hold in every snapshot."""

@@ -114,7 +114,8 @@ def _plain_steps(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     if arena.lossy:
         return Verdict([], "not judged: checkpoints of steps were lost in failovers, so steps may run again", judged=False)
     fenced = int(conn.execute("SELECT count(DISTINCT worker) FROM pgqueue.attempts WHERE kind = 'lost'").fetchone()[0])  # type: ignore[index]
-    found = plain_steps.judge(conn, arena.outside, arena.interrupted + fenced, AT_ONCE, bool(arena.counts["PostgreSQL crashes"]))
+    crashed, again = bool(arena.counts["PostgreSQL crashes"]), plain_steps.begun_again(arena.directory)
+    found = plain_steps.judge(conn, arena.outside, arena.interrupted + fenced, AT_ONCE, crashed, again)
     arena.count(plain_steps.AGAIN, found.again)
     arena.count(plain_steps.LATE, found.late)
     return Verdict(found.wrong, "runs", seen=found.runs)

@@ -246,14 +246,29 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     assert run.returncode == Exit.USAGE
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--out", "/proc/x"], "--out /proc/x: "),
+        (["--dsn", "host=/nowhere", "--embedded", "18"], "--dsn is a server of yours, --embedded the version"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tmp_path: Path, options: list[str], says: str) -> None:
+    run = start(tmp_path / "out", *options)
+    said = run.communicate()[1]
+    assert says in said
+    assert "Traceback" not in said
+    assert run.returncode == Exit.USAGE
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_that_does_it_again_is_the_same() -> None:
     from pgqueue.cli.chaos import _again
 
     dsn = "postgresql://me:secret@host/db"
-    again = _again(plan="soak", seed=7, minutes=0.5, faults=("F1", "F8"), dsn=dsn, version=18)
-    assert again == (
-        "pgqueue chaos replay 7 --plan soak --minutes 0.5 --faults F1,F8 --embedded 18 --dsn 'user=me dbname=db host=host'"
-    )
+    assert _again("smoke", 7, None, (), None, 18) == "pgqueue chaos replay 7 --plan smoke --embedded 18"
+    again = _again(plan="soak", seed=7, minutes=0.5, faults=("F1", "F8"), dsn=dsn, version=None)
+    assert again == ("pgqueue chaos replay 7 --plan soak --minutes 0.5 --faults F1,F8 --dsn 'user=me dbname=db host=host'")
 
 
 def test_no_password_is_in_the_events(tmp_path: Path) -> None:

@@ -211,6 +211,22 @@ def test_who_may_run_a_plain_step_that_is_stored(done: Connection, outside: Path
     assert (judge(77, earlier, 2.0).again, judge(77, earlier, 2.0).late) == (1, 0)
 
 
+def test_a_plain_step_runs_again_only_where_its_connection_was_lost(done: Connection, outside: Path, tmp_path: Path) -> None:
+    effect = next(line for line in outside.read_text().splitlines() if line.startswith("effect"))
+    what, key, _, claim = effect.split()
+    with outside.open("a") as file:
+        file.write(f"{what} {key} 1.0 {claim}\n")
+
+    def wrong() -> list[str]:
+        return plain_steps.judge(done, outside, faults=9, again=plain_steps.begun_again(tmp_path)).wrong
+
+    assert f"ran 2 times for claim {claim}, which lost its connection 0 times" in wrong()[0]
+    said = f"job {key.partition(':')[0]} (chaos.x): the connection was lost, and the job begins again: it was"
+    (tmp_path / "program-0.log").write_text(f'{{"level": "WARNING", "msg": "{said}"}}\n')
+    assert wrong() == []
+    assert '"job %s (%s): the connection was lost, and the job begins again: %s"' in (ROOT / "pgqueue/runtime/run.py").read_text()
+
+
 FALSE_JOURNALS: dict[str, Callable[[], Journal]] = {
     "lost": lambda: Journal({1, 2}, {1, 2}),
     "from nowhere": Journal,
@@ -559,6 +575,15 @@ def test_recovery_can_fail() -> None:
     assert "one worker: 10.1 s" in late(bounds, {"one worker": [10.1]})[0]
 
 
+A_TICK = """
+WITH ticked AS (
+    INSERT INTO pgqueue.tick (schedule, due_at, job_id, why, ticked_at)
+    VALUES ('s', clock_timestamp() + %s * interval '1 s', gen_random_uuid(), 'due', clock_timestamp()) RETURNING job_id
+)
+INSERT INTO pgqueue.outcome (job_id, status, finished_at) SELECT job_id, 'succeeded', clock_timestamp() FROM ticked
+"""
+
+
 @pytest.fixture
 def arena(server: Server, dsn: str, tmp_path: Path) -> Iterator[Arena]:
     """A round without hosts."""
@@ -584,6 +609,32 @@ def test_liveness_can_fail(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> Non
     over.set()
     nemesis.stop()
     assert "liveness: a fault of the lane kills was not mended" in arena.findings[1]
+
+
+def test_a_job_that_is_lost_is_found_while_a_schedule_ticks(arena: Arena, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chaos.storm.LIVENESS", 0.2)
+    arena.ticking = [arena.full_second("floor")] * 2
+    arena.add(bank.tell.call(1))
+    found = threading.Event()
+
+    def tick() -> None:
+        with connect(dsn, "clock") as conn:
+            for second in range(1, 1000):
+                conn.execute(A_TICK, (second,))
+                if found.wait(0.01):
+                    return
+
+    clock = threading.Thread(target=tick)
+    clock.start()
+    storm = Storm(Round("storm", "ticking"), arena.server, arena.directory, "7", lambda _: None)
+    assert not storm._drain(arena)
+    assert clock.is_alive(), "not only when the ticks have stopped"
+    found.set()
+    clock.join()
+    assert "liveness: nothing has moved" in arena.findings[0]
+    [(last,)] = arena.chaos.query("SELECT max(due_at) FROM pgqueue.tick")
+    arena.chaos.conn.execute("UPDATE pgqueue.tick SET job_id = (SELECT id FROM pgqueue.job) WHERE due_at = %s", (last,))
+    assert storm._drain(arena), "what a schedule enqueues meanwhile is not waited for"
 
 
 def test_the_suites_own_trouble_is_found(arena: Arena) -> None:

@@ -2,7 +2,11 @@
 
 Fails where a step has a checkpoint and never ran; where it ran again in a run of the job that has that checkpoint, because it
 stored it itself or began behind it; where it ran for somebody who never had the job; where one that had lost the job ran it
-late more than once; and where more steps ran again at the frontier than faults can have interrupted.
+late more than once; where it ran again for the same claim; and where more steps ran again at the frontier than faults can have
+interrupted.
+
+A worker that nobody has disturbed runs a step once: whatever else comes of the step, the next run of it has another claim. Only a
+worker that loses a connection runs the job again with the claim that it has, and says so in its log: each time allows one more.
 
 So a step that is stored may run only in one case, once for each run of the job: its worker was paused, or cut off, until others
 had taken the job and stored the step. It stood in front of the effect and knows nothing of them.
@@ -12,7 +16,9 @@ Needs the history of claims (claim_history.py): its times are the server's own, 
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +45,10 @@ SELECT o.job_id || ':0', extract(epoch FROM h.at)::float8, h.claim
 _CLAIMED = """
 SELECT job_id::text, claim, extract(epoch FROM min(at))::float8 FROM claim_history WHERE event = '1 claimed' GROUP BY 1, 2
 """
+
+
+#: What a worker says when it has lost a connection, and runs a job from its beginning with the same claim.
+_AGAIN = re.compile(rb"job ([0-9a-f-]{36}) \([^)]*\): the connection was lost, and the job begins again")
 
 
 class Stored(NamedTuple):
@@ -70,23 +80,41 @@ def check(conn: psycopg.Connection[Any], outside: Path, faults: int, at_once: in
     return judge(conn, outside, faults, at_once).wrong
 
 
-def judge(conn: psycopg.Connection[Any], outside: Path, faults: int, at_once: int = 1, lost_claims: bool = False) -> Found:
+def begun_again(directory: Path) -> Mapping[str, int]:
+    """How often each job was, by the logs of all hosts of a round."""
+    return Counter(job.decode() for log in directory.glob("program-*.log") for job in _AGAIN.findall(log.read_bytes()))
+
+
+def judge(
+    conn: psycopg.Connection[Any],
+    outside: Path,
+    faults: int,
+    at_once: int = 1,
+    lost_claims: bool = False,
+    again: Mapping[str, int] | None = None,
+) -> Found:
     """``outside`` is the file with one line per run. ``faults``: crashes, pauses and lost connections of workers; ``at_once``:
-    how many jobs a worker can be running. ``lost_claims``: the server has crashed, and claims do not wait for its disk."""
+    how many jobs a worker can be running. ``lost_claims``: the server has crashed, and claims do not wait for its disk.
+    ``again``: how often each job was begun again with its claim; None: nobody knows."""
     stored = {key: Stored(at, claim) for key, at, claim in conn.execute(_STORED).fetchall()}
     claimed = {(job, claim): at for job, claim, at in conn.execute(_CLAIMED).fetchall()}
     found = Found()
-    times: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for key, runs in _runs(outside).items():
         late = _late(key, runs, stored[key], claimed, found) if key in stored else 0
         job = key.partition(":")[0]
         strange = [ran.claim for ran in runs if (job, ran.claim) not in claimed and not lost_claims]
         found.wrong += [f"step {key} ran for claim {claim}, which nobody had" for claim in strange]
+        found.wrong += [
+            f"step {key} ran {times} times for claim {claim}, which lost its connection {again.get(job, 0)} times"
+            for claim, times in Counter(ran.claim for ran in runs).items()
+            if again is not None and times > 1 + again.get(job, 0)
+        ]
         found.runs += len(runs)
         found.late += late
-        times[key] = len(runs) - late
-    found.wrong += [f"step {key} has a checkpoint, and its code never ran" for key in stored if key not in times]
-    several = {key: count for key, count in times.items() if count > 1}
+        counts[key] = len(runs) - late
+    found.wrong += [f"step {key} has a checkpoint, and its code never ran" for key in stored if key not in counts]
+    several = {key: count for key, count in counts.items() if count > 1}
     found.again = sum(several.values()) - len(several)
     if any(count > 1 + faults for count in several.values()) or found.again > faults * at_once:
         found.wrong.append(f"steps ran more than once, with {faults} faults: {several}")

@@ -115,10 +115,9 @@ def _run(as_json: bool, directory: Path | None, **wanted: Any) -> int:
     unknown = set(wanted["faults"]) - _suite("chaos.faults").faults().keys()
     if unknown:
         raise click.UsageError(f"there is no fault {', '.join(sorted(unknown))}: see pgqueue chaos faults")
-    if directory is not None and directory.exists() and any(directory.iterdir()):
-        raise click.UsageError(f"--out {directory}: something is in there already, a run perhaps; choose a new directory")
-    place = (directory or Path(tempfile.mkdtemp(prefix="pgqueue-chaos-run-"))).resolve()  # hosts work elsewhere
-    place.mkdir(parents=True, exist_ok=True)
+    if wanted["dsn"] is not None and wanted["version"] is not None:
+        raise click.UsageError("--dsn is a server of yours, --embedded the version of one that is started here: choose one")
+    place = _place(directory)
     say = _teller(as_json)
     say(f"seed {wanted['seed']}")
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -147,6 +146,21 @@ def _run(as_json: bool, directory: Path | None, **wanted: Any) -> int:
     said = "promises were broken" if report.broken else f"nothing is proved: {report.unproven}"
     click.echo(f"pgqueue: {said}; events and logs are in {place}; again: {_again(**wanted)}", err=True)
     return Exit.FAILED if report.broken else Exit.UNPROVEN
+
+
+def _place(directory: Path | None) -> Path:
+    """The directory of the run: a new one. Absolute, because hosts work elsewhere."""
+    if directory is None:
+        return Path(tempfile.mkdtemp(prefix="pgqueue-chaos-run-")).resolve()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise click.UsageError(f"--out {directory}: something is in there already, a run perhaps; choose a new directory")
+        with tempfile.TemporaryFile(dir=directory):  # can it be written to?
+            pass
+    except OSError as error:
+        raise click.UsageError(f"--out {directory}: {error.strerror or error}; choose one that can be written to") from None
+    return directory.resolve()
 
 
 def _again(plan: str, seed: int, minutes: float | None, faults: tuple[str, ...], dsn: str | None, version: int | None) -> str:
