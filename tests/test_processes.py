@@ -28,7 +28,7 @@ from pgqueue.model import Settlement
 from pgqueue.slots import Phase, Slots
 from pgqueue.supervisor.child import pipe
 from tests.apps import bank
-from tests.support import Hand, Work, Workers, kill, states, stopped, violations, wait_for, worker_pids
+from tests.support import Hand, Server, Work, Workers, kill, states, stopped, violations, wait_for, worker_pids
 
 pytestmark = pytest.mark.usefixtures("bank_db")
 
@@ -91,6 +91,31 @@ def test_the_deadline_gives_jobs_back_without_an_attempt(
     assert attempts(bank_db) == []
     assert bank_db.execute("SELECT balance FROM account WHERE id = 1").fetchone() == (0,)
     assert violations(bank_db) == []
+
+
+def test_what_cannot_be_given_back_is_not_said_to_be(
+    bank_db: psycopg.Connection[Any], server: Server, workers: Workers, bank_file: Path
+) -> None:
+    bank.slow.enqueue(600)
+    work = workers.start("tests.apps.bank:app", "-w", "1", "--drain-timeout", "0.5s")
+    wait_for(started(bank_file, "nap"))
+    with psycopg.connect(server.dsn, autocommit=True) as other:
+        allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+        name = sql.Identifier(bank_db.info.dbname)
+        other.execute(allow.format(name, sql.SQL("false")))
+        try:
+            mine = bank_db.info.backend_pid
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> %s",
+                (bank_db.info.dbname, mine),
+            )
+            work.signal(signal.SIGTERM)
+            assert work.wait() == 75, work.log()
+        finally:
+            other.execute(allow.format(name, sql.SQL("true")))
+    assert "what 1 worker held could not be given back: others do that when the lease is over" in work.log()
+    assert "jobs are given back" not in work.log()
+    assert states(bank_db) == {"running": 1}
 
 
 def test_quit_and_the_second_interrupt_stop_now(bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path) -> None:

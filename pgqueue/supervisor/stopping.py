@@ -81,7 +81,9 @@ class Stopping:
         for child in self._workers:
             if not child.killed:
                 if child.has_jobs:
-                    log.warning("worker %s is still busy at the deadline: its jobs are given back", child.worker)
+                    log.warning(
+                        "worker %s is still busy at the deadline: it is killed, and its jobs are to be given back", child.worker
+                    )
                     self.code = Exit.GIVEN_BACK
                 self._workers.kill(child)
         self.until = time.monotonic() + 1.0  # and look again

@@ -313,8 +313,12 @@ class Supervisor:
         os.close(self._life_held)
         if not self._wait_until(lambda: not self._housekeeping.pid):
             kill_group(self._housekeeping.pid)
-        if self._housekeeping.deaths and self._stopping.code == Exit.OK:
-            self._stopping.code = Exit.GIVEN_BACK  # the database is away: others will reap when the lease is over
+        if lost := len(self._housekeeping.deaths):  # the database is away
+            log.warning(
+                "what %d worker%s held could not be given back: others do that when the lease is over", lost, "s" * (lost != 1)
+            )
+            if self._stopping.code == Exit.OK:
+                self._stopping.code = Exit.GIVEN_BACK
         if self._stopping.restarting:
             hold_back()
             if not any(number in STOP for number in self._signals.take()):
