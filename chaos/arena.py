@@ -122,7 +122,9 @@ class Arena:
         self.interrupted = 0  # steps that a fault can have interrupted
         self.lossy = 0  # times that acknowledged commits may have been lost
         self.lost_commits: list[int] = []  # how many steps and outcomes were lost each time; perhaps none
+        self.asked_to_end: dict[str, float] = {}  # workflows that were under way, and when that was committed
         self.steps_of_the_clock = 0
+        self.clock_set: list[float] = []  # when it was, by the server's own
         self.outages = Outages()
         self.accepted: list[tuple[str, float]] = []  # moments at which the server answered again, after it was down
         self.bounds: dict[str, float] = {}  # of kinds of losses: seconds within which their jobs are to run again
@@ -170,6 +172,10 @@ class Arena:
         """The server's time, ``ceil`` or ``floor``."""
         [(moment,)] = self.chaos.query(f"SELECT to_timestamp({way}(extract(epoch FROM clock_timestamp())))")
         return cast(datetime, moment)
+
+    def server_time(self) -> float:
+        """Of its own clock, which no fault sets."""
+        return float(self.chaos.query("SELECT extract(epoch FROM clock_timestamp())")[0][0])
 
     # ------------------------------------------------------------------------------------------------- hosts
 

@@ -26,7 +26,7 @@ KINDS: dict[str, Callable[[int], Call[Any]]] = {
     "repeatable_read": lambda n: bank.transfer.call(n % 5 + 1, (n + 2) % 5 + 1, 2, "repeatable read"),
     "grant": lambda n: bank.grant.call(n % 20 + 1, 3),
     "fan_out": lambda n: town.fan_out.call(8),
-    "waits": lambda n: town.waits.call(f"event {n}"),
+    "waits": lambda n: town.waits.call(f"event {n}", n),
     "tell": lambda n: bank.tell.call(n),
     "visit": lambda n: town.visit.call(n),
     "serve": lambda n: town.serve.call(n, f"key {n % 7}"),

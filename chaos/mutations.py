@@ -333,4 +333,63 @@ MUTANTS += [
             ),
         ),
     ),
+    Mutant(
+        "numbers are stored as 0 by steps",
+        STORM,
+        "values: round 0: .* its steps have stored",
+        (
+            Edit(
+                f"{SQL}/checkpoint.sql",
+                "checkpoint.name, checkpoint.result, checkpoint.error",
+                "checkpoint.name, CASE WHEN checkpoint.result ~ '^[0-9]+$' THEN '0' ELSE checkpoint.result END, checkpoint.error",
+            ),
+        ),
+    ),
+    Mutant(
+        "numbers are stored as 0 at settle",
+        STORM,
+        "values: round 0: .* its result is 0, and it returned",
+        (
+            Edit(
+                f"{SQL}/settle.sql",
+                "SELECT h.job_id, h.how, h.result, h.detail",
+                "SELECT h.job_id, h.how, CASE WHEN h.result ~ '^[0-9]+$' THEN '0' ELSE h.result END, h.detail",
+            ),
+        ),
+    ),
+    Mutant(
+        "settle without the fence",
+        STORM,
+        "values: round 0: linger, .* with the result of claim",
+        (
+            Edit(
+                f"{SQL}/settle.sql",
+                "AND r.claim = g.token\n          LEFT JOIN pgqueue.cancel",
+                "\n          LEFT JOIN pgqueue.cancel",
+            ),
+        ),
+    ),
+    Mutant(
+        "a sleep ends at once",
+        STORM,
+        "waits: round 0: .* the sleep of .* was over after",
+        (
+            Edit(
+                f"{SQL}/proceed.sql",
+                "        until := coalesce(until, nullif(key, '')::timestamptz);",
+                "        result := '{\"timeout\":true}';",
+            ),
+            Edit(
+                f"{SQL}/suspend.sql",
+                "CASE WHEN w.job_id IS NOT NULL THEN w.until WHEN d.kind = 'sleep' AND d.key",
+                "CASE WHEN d.kind = 'sleep' THEN stamp WHEN w.job_id IS NOT NULL THEN w.until WHEN d.kind = 'sleep' AND d.key",
+            ),
+        ),
+    ),
+    Mutant(
+        "between its steps nobody hears that a job is to end",
+        STORM,
+        "cancels: round 0: .* steps after it was asked to end",
+        (Edit(f"{SQL}/checkpoint.sql", "    RETURN FOUND;", "    RETURN false;"),),
+    ),
 ]

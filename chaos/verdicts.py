@@ -13,6 +13,7 @@ from chaos import history
 from chaos.arena import Arena
 from chaos.oracles import (
     atomicity,
+    cancels,
     charges,
     claim_history,
     concurrency,
@@ -25,6 +26,8 @@ from chaos.oracles import (
     plain_steps,
     rates,
     ticks,
+    values,
+    waits,
 )
 from chaos.workloads import bank, town, unruly, zoo
 
@@ -150,6 +153,20 @@ def _ticks(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     return Verdict(ticks.check(conn, ticks.Span(*arena.ticking)), "ticks", seen=count)
 
 
+def _values(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
+    return Verdict(values.check(conn), "jobs", seen=values.judged(conn))
+
+
+def _waits(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
+    return Verdict(waits.check(conn, arena.clock_set), "waits with an end", seen=waits.judged(conn))
+
+
+def _cancels(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
+    if arena.lossy:
+        return Verdict([], "not judged: requests may have been lost in failovers", judged=False)
+    return Verdict(cancels.check(conn, arena.asked_to_end), "jobs that were asked to end", seen=len(arena.asked_to_end))
+
+
 def _charges(arena: Arena, conn: psycopg.Connection[Any]) -> Verdict:
     [(count,)] = conn.execute("SELECT count(*) FROM pgqueue.attempt WHERE kind = 'crash'").fetchall()
     return Verdict(charges.check(conn, arena.killed, KILLERS, AT_ONCE), "crashes", seen=count)
@@ -182,6 +199,9 @@ JUDGES: dict[str, Callable[[Arena, psycopg.Connection[Any]], Verdict]] = {
         expectations.check(conn, arena.specimens, arena.cancelled), "bad jobs", seen=len(arena.specimens)
     ),
     "charges": _charges,
+    "values": _values,
+    "waits": _waits,
+    "cancels": _cancels,
     "prefix": _prefix,
     "liveness": _nothing,
     "drain": _nothing,

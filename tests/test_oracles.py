@@ -21,6 +21,7 @@ from chaos.nemesis import Entry, Nemesis
 from chaos.one_by_one import late
 from chaos.oracles import (
     atomicity,
+    cancels,
     charges,
     claim_history,
     concurrency,
@@ -33,6 +34,8 @@ from chaos.oracles import (
     plain_steps,
     rates,
     ticks,
+    values,
+    waits,
 )
 from chaos.oracles.conservation import Journal
 from chaos.plan import Round
@@ -41,7 +44,8 @@ from chaos.storm import Storm, not_drained
 from chaos.verdicts import NAMES, Verdict, with_findings
 from chaos.waiting import wait_for
 from chaos.workloads import bank, town
-from pgqueue.database import connect
+from pgqueue import protocol
+from pgqueue.database import connect, run
 from tests.support import ROOT, Hand, Server
 
 Connection = psycopg.Connection[Any]
@@ -61,10 +65,18 @@ def worked(server: Server, template: str, outside: Path) -> Iterator[Connection]
         claim_history.install(conn)
         bank.enqueue(conn, 2, 1, 2)
         bank.order.using(conn).enqueue(1)
+        run(conn, bank.app.registration())
+        bank.app.enqueue_many([town.chain.call(6), town.fan_out.call(2), town.waits.call("an event", 7)], conn=conn)
         hand = Hand(bank.app, dsn)
-        hand.drain()
+        wait_for(lambda: _all_ended(hand), "all jobs to end, in their time")
         hand.close()
         yield conn
+
+
+def _all_ended(hand: Hand) -> bool:
+    run(hand.conn, protocol.promote(1000))
+    hand.drain(due_now=False)
+    return hand.conn.execute("SELECT count(*) FROM pgqueue.job_values WHERE status = 'active'").fetchone() == (0,)
 
 
 @pytest.fixture
@@ -78,14 +90,16 @@ def done(worked: Connection, outside: Path) -> Iterator[Connection]:
 
 
 def test_they_are_silent_where_all_is_well(done: Connection, outside: Path) -> None:
-    assert done.execute("SELECT state, count(*) FROM pgqueue.jobs GROUP BY 1").fetchall() == [("succeeded", 13)]
+    assert done.execute("SELECT state, count(*) FROM pgqueue.jobs GROUP BY 1").fetchall() == [("succeeded", 20)]
     assert ledger.check(done) == []
     assert effects.check(done) == []
     assert plain_steps.check(done, outside, faults=0) == []
     assert conservation.check(done, Journal({1}, {1})) == []
     assert invariant.check(done) == []
     assert claim_history.check(done) == []
-    assert done.execute("SELECT count(*) FROM effect").fetchone() == (11,)
+    assert (values.check(done), values.judged(done)) == ([], 19)
+    assert (waits.check(done), waits.judged(done)) == ([], 2)
+    assert done.execute("SELECT count(*) FROM effect").fetchone() == (22,)
     assert done.execute("SELECT count(DISTINCT event) FROM claim_history").fetchone() == (4,)
 
 
@@ -115,6 +129,69 @@ FALSE_EFFECTS = {
 def test_effects_can_fail(done: Connection, how: str) -> None:
     done.execute(FALSE_EFFECTS[how])  # type: ignore[call-overload]
     assert effects.check(done)
+
+
+FALSE_VALUES = {
+    "a result": (
+        "UPDATE pgqueue.outcome SET result = '0' WHERE job_id = (SELECT id FROM pgqueue.job WHERE name LIKE '%.town.chain')",
+        "its result is 0, and it returned 15",
+    ),
+    "a checkpoint": (
+        "UPDATE pgqueue.checkpoint SET result = '0' WHERE name LIKE '%.tell' AND result LIKE '%told 1%'",
+        "its steps have stored [10, 0, -9, 'told 2'], and returned [10, 'told 1', -9, 'told 2']",
+    ),
+    "a step too few": (
+        "DELETE FROM pgqueue.checkpoint WHERE name LIKE '%.town.outside'",
+        "its steps have stored [0, 1, 2, 3, 5]",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", FALSE_VALUES)
+def test_values_can_fail(done: Connection, how: str) -> None:
+    statement, says = FALSE_VALUES[how]
+    done.execute(statement)  # type: ignore[call-overload]
+    assert says in values.check(done)[0]
+
+
+def test_values_of_another_run_are_seen(done: Connection) -> None:
+    """A job that says which run its result is of."""
+    [(job,)] = done.execute("SELECT id FROM pgqueue.job WHERE name = %s LIMIT 1", (bank.tell.name,)).fetchall()
+    done.execute("UPDATE pgqueue.job SET name = %s WHERE id = %s", (town.linger.name, job))
+    done.execute("UPDATE pgqueue.outcome SET result = claim WHERE job_id = %s", (job,))
+    assert values.check(done) == []
+    done.execute("UPDATE pgqueue.outcome SET result = '77' WHERE job_id = %s", (job,))
+    assert "with the result of claim 77" in values.check(done)[0]
+
+
+def test_waits_can_fail(done: Connection) -> None:
+    """A sleep that was none, a wait that was given up at once, and an event that nobody hears."""
+    set_back = """
+        UPDATE claim_history h SET at = (SELECT at FROM claim_history b WHERE b.job_id = h.job_id AND b.place < h.place
+                                          AND b.event = '2 stored a step' ORDER BY b.place DESC LIMIT 1) + interval '0.2 s'
+          FROM pgqueue.checkpoint k WHERE k.job_id = h.job_id AND k.xid = h.xid AND h.event = '2 stored a step'
+           AND k.job_id = (SELECT id FROM pgqueue.job WHERE name = %s) AND k.result LIKE '%%timeout%%'"""
+    done.execute(set_back, (town.waits.name,))
+    said = [what.partition(": ")[2] for what in waits.check(done)]
+    assert said == ["the sleep of 0.25 s was over after 0.200 s", "the event of 0.25 s was over after 0.200 s"]
+    [(moment,)] = done.execute("SELECT extract(epoch FROM min(at))::float8 FROM claim_history").fetchall()
+    assert waits.check(done, [moment + second for second in range(60)]) == []
+    done.execute("DELETE FROM pgqueue.outcome WHERE job_id = (SELECT id FROM pgqueue.job WHERE name = %s)", (town.waits.name,))
+    done.execute(
+        "INSERT INTO pgqueue.waiting (job_id, kind, key, queue, lane) SELECT id, 'event', 'an event', queue, 10 FROM pgqueue.job"
+        " WHERE name = %s",
+        (town.waits.name,),
+    )
+    done.execute("UPDATE pgqueue.event SET sent_at = sent_at - interval '1 minute'")
+    assert waits.check(done)[-1].endswith("waits for the event 'an event', which was sent")
+
+
+def test_cancels_can_fail(done: Connection) -> None:
+    [(job,)] = done.execute("SELECT id::text FROM pgqueue.job WHERE name = %s", (town.chain.name,)).fetchall()
+    stored = "SELECT extract(epoch FROM at)::float8 FROM claim_history WHERE job_id = %s AND event LIKE '2%%' ORDER BY at"
+    moments = [row[0] for row in done.execute(stored, (job,)).fetchall()]
+    assert cancels.check(done, {job: moments[2]}) == []
+    assert cancels.check(done, {job: moments[1]}) == [f"job {job} has stored 4 steps after it was asked to end (succeeded)"]
 
 
 TICK = "'2026-01-01 00:00:02+00'"
@@ -668,6 +745,9 @@ SHOWN = {
     "ticks": test_ticks_can_fail,
     "expectations": test_expectations_can_fail,
     "charges": test_charges_can_fail,
+    "values": test_values_can_fail,
+    "waits": test_waits_can_fail,
+    "cancels": test_cancels_can_fail,
     "prefix": test_prefix_can_fail,
     "liveness": test_liveness_can_fail,
     "drain": test_drain_can_fail,

@@ -12,7 +12,7 @@ BROKEN = """pgqueue's clock of the database is some seconds ahead or behind for 
 and clock_bound() are replaced, for everybody. (A session cannot do that: there is no setting to set. What is put off while it is
 an hour ahead comes an hour late, and a rate that was used then waits as long: tests/test_schedules.py, tests/test_limits.py.)"""
 EXPECTED = "Leases hold, no tick comes twice. Of a limited rate at most one burst more gets through for each step."
-SEEN_BY = ("ticks", "rates", "claim history", "liveness")
+SEEN_BY = ("ticks", "rates", "claim history", "liveness", "waits")
 LANE = "clock"
 
 _CLOCKS = """
@@ -39,3 +39,4 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
 def _set(arena: Arena, offset: str) -> None:
     """In one transaction, behind a migration that is under way (F21): it replaces the same functions."""
     arena.snapshot(lambda conn: conn.execute(_CLOCKS.format(offset, migrate.LOCK)))
+    arena.clock_set.append(arena.server_time())

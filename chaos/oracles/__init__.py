@@ -1,8 +1,8 @@
 """What must be true whatever is killed when. Each module is one oracle: ``check(...)`` returns what is wrong, in words.
 
 ``ledger``, ``invariant`` and ``claim_history`` hold in every snapshot, the others when all jobs have ended. They read the tables
-of chaos/workloads/bank.py. ``concurrency``, ``rates`` and ``key_order`` judge what chaos/history.py has read from the server's
-log. tests/test_oracles.py shows that each of them can fail.
+of chaos/workloads/bank.py; ``values``, ``waits`` and ``cancels`` know what the workloads do. ``concurrency``, ``rates`` and
+``key_order`` judge what chaos/history.py has read from the server's log. tests/test_oracles.py shows that each of them can fail.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 
 from chaos.oracles import (
+    cancels,
     charges,
     claim_history,
     concurrency,
@@ -24,10 +25,13 @@ from chaos.oracles import (
     plain_steps,
     rates,
     ticks,
+    values,
+    waits,
 )
 
 __all__ = [
     "all_wrong",
+    "cancels",
     "charges",
     "claim_history",
     "concurrency",
@@ -39,6 +43,8 @@ __all__ = [
     "plain_steps",
     "rates",
     "ticks",
+    "values",
+    "waits",
 ]
 
 
@@ -50,6 +56,7 @@ def all_wrong(conn: psycopg.Connection[Any], directory: Path, faults: int, at_on
         *effects.check(conn),
         *ticks.check(conn),
         *claim_history.check(conn),
+        *values.check(conn),
         *plain_steps.check(conn, directory / "outside.txt", faults, at_once),
         *conservation.check(conn, conservation.Journal.read(directory / "journal.txt")),
     ]

@@ -6,20 +6,21 @@ a plain step.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 import psycopg
 
-from chaos.oracles import claim_history
 from chaos.workloads import bank
-from chaos.workloads.bank import ENOUGH, NOTE_EFFECT, RETRY, app, effect, write_outside
-from pgqueue import Queue, Rate, gather, sleep, wait_event
+from chaos.workloads.bank import ENOUGH, NOTE_EFFECT, RETRY, app, claim, effect, write_outside
+from pgqueue import Queue, Rate, WaitTimeout, gather, sleep, wait_event
 from pgqueue.database import run
 
 #: The limits that the oracles hold claims to.
 FEW, PER_SECOND, BURST = 3, 4, 2
 IDLE = 2.0  # seconds that `dwell` may be silent in its transaction
+NAP = 0.25  # seconds that `waits` sleeps, and then waits for what does not come
 
 #: A queue for each workload, so that none waits behind another one's limits.
 app.queues.update({
@@ -94,13 +95,27 @@ def child(n: int) -> int:
 
 
 @app.workflow(max_crashes=ENOUGH)
-def waits(key: str) -> int:
-    """Leaves its worker twice: for a moment, and for an event that the job sends itself."""
+def waits(key: str, n: int) -> int:
+    """Leaves its worker three times: for a moment; for an event that another job sends, when this one is waiting for it, unless a
+    fault has held it up; and for an event that nobody sends, until its time is over."""
     note(1)
-    sleep(0.2)
-    app.send_event(key)
-    wait_event(key)
-    return note(2)
+    sleep(NAP)
+    bank.answer.enqueue(key, n)
+    got = int(wait_event(key))
+    note(2)
+    try:
+        wait_event(f"{key}, which nobody sends", timeout=NAP)
+    except WaitTimeout:
+        return note(got)
+    return 0
+
+
+@app.step(max_crashes=ENOUGH, retry=RETRY)
+async def linger(seconds: float) -> int:
+    """Its result says which run it is of."""
+    write_outside("effect")
+    await asyncio.sleep(seconds)
+    return claim()
 
 
 @app.step(queue="few", max_crashes=ENOUGH, retry=RETRY)
@@ -123,6 +138,8 @@ def install(conn: psycopg.Connection[Any], history: bool = True) -> None:
     conn.execute(bank.TABLES)
     run(conn, app.registration())
     if history:
+        from chaos.oracles import claim_history  # here, because oracles know the workloads
+
         claim_history.install(conn)
 
 
