@@ -85,7 +85,7 @@ def test_top_prints_once(counted_db: psycopg.Connection[Any], dsn: str) -> None:
     ran = command("top", "--once")
     assert ran.returncode == 0, ran.stderr
     head, _, columns, default, *rest = ran.stdout.splitlines()
-    assert "1 workers, 0 with jobs, " in head
+    assert "1 worker, 0 with jobs, " in head
     assert columns.split() == ["queue", "ready", "oldest", "s", "running", "waiting", "scheduled", "jobs/s", "failed/s"]
     assert default.split()[:2] == ["default", "1"]
     assert rest[-1].split()[:2] == [failing.id, "fail_once"]

@@ -18,7 +18,7 @@ import psycopg
 
 from pgqueue import database, protocol
 from pgqueue.cli.options import DURATION, dsn_option
-from pgqueue.cli.output import cell
+from pgqueue.cli.output import cell, many
 from pgqueue.database import brief
 from pgqueue.errors import DatabaseUnreachable
 
@@ -88,7 +88,7 @@ def _lines(conn: psycopg.Connection[Any]) -> list[str]:
     busy = sum(1 for row in workers if row[3])
     failures = database.run(conn, protocol.last_failures(FAILURES))
     return [
-        f"pgqueue  {time.strftime('%H:%M:%S')}  {len(workers)} workers, {busy} with jobs, "
+        f"pgqueue  {time.strftime('%H:%M:%S')}  {many(len(workers), 'worker')}, {busy} with jobs, "
         f"{sum(row[7] for row in queues):.1f} jobs/s, {sum(row[8] for row in queues):.1f} failed/s",
         "",
         *_table(("queue", "", "ready", "oldest s", "running", "waiting", "scheduled", "jobs/s", "failed/s"), queues),
