@@ -364,8 +364,8 @@ MUTANTS += [
         (
             Edit(
                 f"{SQL}/settle.sql",
-                "AND r.claim = g.token\n          LEFT JOIN pgqueue.cancel",
-                "\n          LEFT JOIN pgqueue.cancel",
+                "AND r.claim = g.token\n          LEFT JOIN LATERAL",
+                "\n          LEFT JOIN LATERAL",
             ),
         ),
     ),
