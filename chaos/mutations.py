@@ -370,6 +370,12 @@ MUTANTS += [
         ),
     ),
     Mutant(
+        "an event wakes nobody",
+        STORM,
+        "waits: round 0: .* waits for the event",
+        (Edit(f"{SQL}/wake_jobs.sql", "OR e.key IS NOT NULL OR m.pos", "OR m.pos"),),
+    ),
+    Mutant(
         "a sleep ends at once",
         STORM,
         "waits: round 0: .* the sleep of .* was over after",
