@@ -175,7 +175,8 @@ def test_waits_can_fail(done: Connection) -> None:
     said = [what.partition(": ")[2] for what in waits.check(done)]
     assert said == ["the sleep of 0.25 s was over after 0.200 s", "the event of 0.25 s was over after 0.200 s"]
     [(moment,)] = done.execute("SELECT extract(epoch FROM min(at))::float8 FROM claim_history").fetchall()
-    assert waits.check(done, [moment + second for second in range(60)]) == []
+    assert waits.check(done, [(moment, moment + 60)]) == []
+    assert len(waits.check(done, [(moment - 9, moment - 8)])) == 2
     done.execute("DELETE FROM pgqueue.outcome WHERE job_id = (SELECT id FROM pgqueue.job WHERE name = %s)", (town.waits.name,))
     done.execute(
         "INSERT INTO pgqueue.waiting (job_id, kind, key, queue, lane) SELECT id, 'event', 'an event', queue, 10 FROM pgqueue.job"
@@ -559,12 +560,13 @@ def test_charges_can_fail(done: Connection) -> None:
         fence: bool = True,
         at_once: int = 2,
         said: str = "",
+        reason: str = "exit code 1",
     ) -> str:
         with done.transaction(force_rollback=True):
             seen = "INSERT INTO worker_history (id, event, pid, reason, started) VALUES (%s, %s, 4711, %s, %s)"
             done.execute(seen, (worker, "registered", None, None))
             if fence:
-                done.execute(seen, (worker, "fenced", "exit code 1", started))
+                done.execute(seen, (worker, "fenced", reason, started))
             for job in charged:
                 done.execute(
                     "INSERT INTO pgqueue.attempt (job_id, claim, kind, checkpoints, worker, error, ended_at)"
@@ -575,6 +577,8 @@ def test_charges_can_fail(done: Connection) -> None:
 
     assert wrong(jobs, *jobs, killed=4711) == wrong(jobs, *jobs, killer=name) == ""
     assert "nobody has killed it" in wrong(jobs, *jobs)
+    assert wrong(jobs[:1], jobs[0], reason=charges.OVERDUE) == ""
+    assert "nobody has killed it" in wrong(jobs, *jobs, reason=charges.OVERDUE)
     assert f"job {jobs[1]} was charged, and had not begun" in wrong(jobs[:1], *jobs, killed=4711)
     assert "had not begun" in wrong([], jobs[0]), "it was drained"
     assert "2 jobs were charged" in wrong(jobs, *jobs, killed=4711, at_once=1)

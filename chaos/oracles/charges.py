@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+#: Said of a worker that its supervisor has killed because of one job. Where another host is faster in taking that job back, it is
+#: charged with a crash, and not with its time limit.
+OVERDUE = "it took longer than its time limit"
 #: Workers by their deaths: a fence without `started` is of somebody who knows nothing of what had begun.
 _CHARGED = """
 SELECT a.worker::text, w.pid, f.reason, f.started::text[], a.job_id::text, a.claim, j.name, a.error::json ->> 'message'
@@ -67,7 +70,8 @@ def _wrong(charges: list[Charge], killed: frozenset[int], killers: frozenset[str
         wrong.append("its jobs were charged, and nobody has fenced it")
     if worker.started is not None:
         wrong += [f"job {c.job} was charged, and had not begun ({c.said})" for c in charges if c.job not in worker.started]
-        if charges and not by_hand:
+        overdue = len(charges) == 1 and (worker.reason or "").startswith(OVERDUE)
+        if charges and not by_hand and not overdue:
             wrong.append(f"{len(charges)} jobs were charged with its death, and nobody has killed it ({worker.reason})")
     if len(charges) > (at_once if worker.started is not None or by_hand else 1):
         wrong.append(f"{len(charges)} jobs were charged with its death ({worker.reason})")
