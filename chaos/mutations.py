@@ -398,4 +398,45 @@ MUTANTS += [
         "cancels: round 0: .* steps after it was asked to end",
         (Edit(f"{SQL}/checkpoint.sql", "    RETURN FOUND;", "    RETURN false;"),),
     ),
+    Mutant(
+        "every third tick has no job",
+        STORM,
+        "ticks: round 0: the tick of schedule .* has no job: overlap",
+        (
+            Edit(
+                f"{SQL}/tick.sql",
+                "    ids := pgqueue.enqueue_ticks",
+                "    IF s.revision % 3 = 0 THEN runs := '{}'; END IF;\n    ids := pgqueue.enqueue_ticks",
+            ),
+        ),
+    ),
+    Mutant(
+        "one more than may at once",
+        STORM,
+        "concurrency: round 0: .* 4 of 3 are running in few",
+        (
+            Edit(
+                f"{SQL}/pick_limited.sql",
+                "room := q.concurrency - pgqueue.used(q);",
+                "room := q.concurrency + 1 - pgqueue.used(q);",
+            ),
+        ),
+    ),
+    Mutant(
+        "twice the rate",
+        STORM,
+        "rates: round 0: .* began within 1 s",
+        (
+            Edit(
+                f"{SQL}/take_start.sql",
+                "ceil(cost * seconds / amount * 1e6)",
+                "ceil(cost * seconds / amount / 2 * 1e6)",
+            ),
+            Edit(
+                f"{SQL}/take_start.sql",
+                "ceil(take_start.cost * seconds / amount * 1e6)",
+                "ceil(take_start.cost * seconds / amount / 2 * 1e6)",
+            ),
+        ),
+    ),
 ]

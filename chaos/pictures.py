@@ -25,7 +25,7 @@ svg { display: block; margin: 1em 0; } svg text { font: 11px system-ui, sans-ser
 
 def page(report: Report) -> str:
     """The whole file."""
-    said = "every promise held" if report.good else "PROMISES WERE BROKEN" if report.broken else "NOTHING IS PROVED"
+    said = "no broken promise was found" if report.good else "PROMISES WERE BROKEN" if report.broken else "NOTHING IS PROVED"
     parts = [
         f"<!doctype html><meta charset='utf-8'><title>pgqueue chaos, seed {report.seed}</title><style>{STYLE}</style>",
         f"<h1>pgqueue chaos: <span class='{'good' if report.good else 'bad'}'>{said}</span></h1>",

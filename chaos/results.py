@@ -207,7 +207,8 @@ class Report:
                 wrong = [*before.wrong, *(f"round {number}: {what}" for what in verdict.wrong)]
                 note = verdict.note if verdict.judged and verdict.note else before.note
                 seen, needs = before.seen + verdict.seen, before.needs or verdict.needs
-                found[name] = Verdict(wrong, note, before.judged or verdict.judged, seen, needs)
+                judged, most = before.judged or verdict.judged, max(before.most, verdict.most)
+                found[name] = Verdict(wrong, note, judged, seen, needs, most=most)
         return found
 
     def totals(self) -> dict[str, Any]:

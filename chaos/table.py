@@ -31,7 +31,8 @@ def lines(report: Report) -> Iterator[str]:
     for name, verdict in report.verdicts().items():
         said = f"{len(verdict.wrong)} WRONG" if verdict.wrong else "-" if verdict.idle else "ok"
         seen = f"{verdict.seen:,} " if verdict.judged and verdict.note else ""
-        yield f"oracle {name:<30} {said:>8}  {seen}{verdict.note}".rstrip()
+        most = f"; the most was {verdict.most}" if verdict.judged and verdict.most else ""
+        yield f"oracle {name:<30} {said:>8}  {seen}{verdict.note}{most}".rstrip()
     for name, verdict in report.verdicts().items():
         for what in verdict.wrong[:20]:
             yield f"  {name}: {what}"

@@ -1,7 +1,8 @@
 """Never more of a queue, or of a key in it, are running than may.
 
 Fails where a claim was committed while too much was running, whatever had been killed before. A job that costs more than the
-whole limit may run alone. ``use`` says how much was in use while there was work: a limit that nobody reaches is no limit.
+whole limit may run alone. ``most`` and ``use`` say how much was in use at most, and on average while there was work: a limit that
+nobody reaches is no limit.
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ def check(history: Iterable[Commit], queue: str, limit: int | None = None, per_k
                 if key is not None and count > per_key:
                     wrong.append(f"{commit.at}: {count} of {per_key} of the key {key} are running in {queue}")
     return wrong
+
+
+def most(history: Iterable[Commit], queue: str) -> int:
+    """The most that ran at once, by cost."""
+    running: dict[str, Start] = {}
+    found = 0
+    for commit in history:
+        _apply(commit, queue, running)
+        found = max(found, sum(start.cost for start in running.values()))
+    return found
 
 
 def use(history: Iterable[Commit], queue: str) -> float:

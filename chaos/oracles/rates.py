@@ -1,7 +1,8 @@
 """Never more begins in any window of time than a rate allows, by the stamps of the claims.
 
 Fails where the costs of what begins within ``per`` sum up to more than n + burst - 1 (with the largest cost in place of the
-burst, if that is more). ``extra`` is what a clock that was set forward lets through on top: at most a burst for each time.
+burst, if that is more). The stamps are those by which the rate is kept, so a clock that is set lets no more through by them. By
+true times it does: ``extra`` is what is allowed on top, at most a burst for each time that it was set forward.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Each tick of a schedule that is due every second, and leaves nothing out, is there once, in an unbroken row; and each has one
 job, which says so. That each of these jobs has one effect is the business of the oracle of effects.
 
-Fails where a tick is lost or enqueued twice, where a job has no tick, and where a tick has the job of another. Told since when
-there is a schedule and until when it was to tick, it fails too where ticks begin too late, or stop, or never come.
+Fails where a tick is lost, left out or enqueued twice, where a job has no tick, and where a tick has the job of another. Told
+since when there is a schedule and until when it was to tick, it fails too where ticks begin too late, or stop, or never come.
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ SELECT coalesce(t.schedule, j.schedule), coalesce(t.due_at, j.due_at), t.job_ids
 """
 
 
+_LEFT_OUT = """
+SELECT k.schedule, k.due_at, k.why FROM pgqueue.tick k JOIN pgqueue.schedule s ON s.name = k.schedule
+ WHERE k.job_id IS NULL AND s.misfire = 'all' AND s.overlap
+"""
+
+
 class Span(NamedTuple):
     """The time for which there have to be ticks, by the server's clock. Both ends are full seconds."""
 
@@ -46,6 +52,7 @@ def check(conn: psycopg.Connection[Any], span: Span | None = None) -> list[str]:
     wrong = [f"schedule {name} has no tick between {before} and {due}" for name, due, before in conn.execute(_GAPS).fetchall()]
     for name, due, said, there in conn.execute(_UNEQUAL).fetchall():
         wrong.append(f"the tick of schedule {name} at {due} names the jobs {said}, and there are {there}")
+    wrong += [f"the tick of schedule {name} at {due} has no job: {why}" for name, due, why in conn.execute(_LEFT_OUT).fetchall()]
     return wrong + (missing(conn, span) if span is not None else [])
 
 

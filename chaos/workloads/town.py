@@ -120,9 +120,9 @@ async def linger(seconds: float) -> int:
 
 @app.step(queue="few", max_crashes=ENOUGH, retry=RETRY)
 def visit(n: int) -> int:
-    """What a queue with a limit is for."""
+    """What a queue with a limit is for. Long enough that others come meanwhile, and the limit is reached."""
     write_outside("effect")
-    time.sleep(0.005)
+    time.sleep(0.1)
     return n
 
 

@@ -35,7 +35,7 @@ EVERY = 10.0  # seconds between two lines where nobody looks at a terminal
 
 @click.group()
 def chaos() -> None:
-    """Kill, freeze, cut and restart everything, and see whether each promise holds."""
+    """Kill, freeze, cut and restart everything, and see whether promises hold."""
 
 
 @chaos.command("run")
