@@ -439,4 +439,13 @@ MUTANTS += [
             ),
         ),
     ),
+    Mutant(
+        "jobs of a dead worker that had not begun use up an attempt",
+        STORM,
+        "charges: round 0: job .* whose code raises nothing, has used up an attempt",
+        (
+            Edit(REAP, "WHERE d.charged OR (reap.kind = 'lost' AND reason IS NOT NULL)", "WHERE true"),
+            Edit(REAP, "WHEN d.charged THEN 'crash' ELSE 'lost' END", "WHEN d.charged THEN 'crash' ELSE 'error' END"),
+        ),
+    ),
 ]
