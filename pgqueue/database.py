@@ -38,7 +38,7 @@ from pgqueue.protocol import Call
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 13
+SCHEMA_VERSION = 14
 """The schema that this version of pgqueue needs: the highest number in sql/tables."""
 
 #: Of libpq: any of them says that the database is named by such variables.

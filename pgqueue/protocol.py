@@ -367,10 +367,17 @@ def beats() -> Call[Rows]:
     return Call("SELECT id::text, beat, boot_id, pid_ns, pid, start_ticks FROM pgqueue.beats", (), _rows)
 
 
-def fence_worker(worker: str, beat: int | None, reason: str, started: Sequence[str] | None = None) -> Call[bool]:
-    """True where this call took the lease. ``started``: the jobs that the worker had begun; None: nobody knows."""
+def fence_worker(
+    worker: str, beat: int | None, reason: str, started: Sequence[str] | None = None, overdue: int | None = None
+) -> Call[bool]:
+    """True where this call took the lease. ``started``: the jobs that the worker had begun; None: nobody knows. ``overdue``: the
+    step of the one job whose time was over (0: the whole job's)."""
     ids = None if started is None else list(started)
-    return Call("SELECT pgqueue.fence_worker(%s::uuid, %s::bigint, %s, %s::uuid[])", (worker, beat, reason, ids), _first)
+    return Call(
+        "SELECT pgqueue.fence_worker(%s::uuid, %s::bigint, %s, %s::uuid[], %s::integer)",
+        (worker, beat, reason, ids, overdue),
+        _first,
+    )
 
 
 def end_sessions(worker: str, part: str = "") -> Call[int]:

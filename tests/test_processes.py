@@ -455,15 +455,19 @@ def test_no_hostages(bank_db: psycopg.Connection[Any], workers: Workers, bank_fi
     assert len(told) == len(set(told)) == 100
 
 
-def test_whoever_reaps_first_charges_what_had_begun(bank_db: psycopg.Connection[Any], dsn: str) -> None:
-    """One host's housekeeper fences its dead worker, and another host's reaps it: that one did not see the death."""
+@pytest.mark.parametrize(("overdue", "kind"), [(None, "crash"), (0, "timeout"), (2, "timeout")])
+def test_whoever_reaps_first_charges_what_had_begun(
+    bank_db: psycopg.Connection[Any], dsn: str, overdue: int | None, kind: str
+) -> None:
+    """One host's housekeeper fences its dead worker, and another host's reaps it: that one did not see the death, nor whether it
+    was because of a time limit."""
     jobs = bank.app.enqueue_many([bank.noop.call(), bank.noop.call()])
     hand = Hand(bank.app, dsn)
     begun = hand.claim()[0]
-    assert run(bank_db, protocol.fence_worker(hand.id, None, "killed by SIGSEGV", [begun.id]))
+    assert run(bank_db, protocol.fence_worker(hand.id, None, "killed by SIGSEGV", [begun.id], overdue))
     recovery.reap_lapsed(bank_db)
-    charges = {job.id: [(a.kind, (a.error or {}).get("message")) for a in job.attempts()] for job in jobs}
-    assert charges == {job.id: [("crash", "killed by SIGSEGV")] if job.id == begun.id else [] for job in jobs}
+    charges = {job.id: [(a.kind, (a.error or {}).get("message"), a.seq) for a in job.attempts()] for job in jobs}
+    assert charges == {job.id: [(kind, "killed by SIGSEGV", overdue or None)] if job.id == begun.id else [] for job in jobs}
     hand.close()
 
 

@@ -54,7 +54,7 @@ def bury(
         finished = settle_kept(conn, worker, kept)  # before the fence: from then on other hosts reap, and know nothing of these
     held = {digest(job, token): (job, token) for job, token, _ in run(conn, protocol.held_claims([worker]))}
     charged = [held[key][0] for key in started if key in held and key not in kept]
-    run(conn, protocol.fence_worker(worker, None, reason or "ended by its supervisor", charged))
+    run(conn, protocol.fence_worker(worker, None, reason or "ended by its supervisor", charged, overdue))
     given_back = reap_all(conn, worker, charged, "crash" if overdue is None else "timeout", reason, overdue)
     return given_back, finished + charged
 

@@ -28,7 +28,8 @@ BEGIN
         SELECT * INTO fenced FROM pgqueue.worker w WHERE w.id = reap.worker AND w.started IS NOT NULL;
         IF FOUND THEN
             started := fenced.started;
-            kind := 'crash';
+            kind := CASE WHEN fenced.overdue IS NULL THEN 'crash' ELSE 'timeout' END;
+            step := fenced.overdue;
             reason := CASE WHEN cardinality(started) > 0 THEN fenced.reason END;
         END IF;
     END IF;
