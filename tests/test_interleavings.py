@@ -859,6 +859,19 @@ def test_requeue_and_cancel(race: Race) -> None:
     race(ended("failed"), check, then, requeue=requeueing, cancel=cancelling)
 
 
+def test_cancel_and_settle_and_requeue_behind_them(race: Race) -> None:
+    """What was asked of the run before does not end the next one."""
+
+    def asking(scene: Scene) -> Program:
+        yield from cancelling(scene)
+        return (yield from requeueing(scene))
+
+    def then(conn: Connection, scene: Scene, results: Results) -> None:
+        assert (results["ask"], state(conn, scene)) in [("requeued", "succeeded"), ("active", "failed")]
+
+    race(held(), lambda conn, scene, results: None, then, settle=settling("failed"), ask=asking)
+
+
 def taken_along(where: str) -> Setup:
     """A job that was cancelled, and of two children that are to end with it the first one."""
 
@@ -1054,7 +1067,7 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[Race], None]]] = {
         lambda race: test_unrelated_serializable_transactions_never_fail_each_other(race),
     ),
     "settle without the fence": (
-        "settle", "AND r.claim = g.token\n          LEFT JOIN pgqueue.cancel_request", "LEFT JOIN pgqueue.cancel_request",
+        "settle", "AND r.claim = g.token\n          LEFT JOIN LATERAL", "LEFT JOIN LATERAL",
         lambda race: test_a_zombie_and_its_successor(race, "settle"),
     ),
     "settle without a lock": (
@@ -1087,7 +1100,7 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[Race], None]]] = {
     ),
     "requeue leaves the request to cancel": (
         "requeue", "DELETE FROM pgqueue.cancel_request c USING ended e WHERE c.job_id = e.job_id", "SELECT",
-        lambda race: test_cancel_and_settle(race, "failed"),
+        lambda race: test_cancel_and_settle_and_requeue_behind_them(race),
     ),
 }  # fmt: skip
 
