@@ -264,6 +264,10 @@ def test_connections(dsn: str, conn: psycopg.Connection[Any]) -> None:
 
 
 @pytest.mark.usefixtures("pgbouncer")
+def test_a_dsn_to_listen_on_that_cannot_be_read(dsn: str) -> None:
+    found(dsn, "pooler", "error", "--listen-dsn: the DSN cannot be parsed", listen_dsn="garbage")
+
+
 def test_a_pooler(dsn: str) -> None:
     name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
     pools = "".join(f"{mode} = {{server}} dbname={name} pool_mode={mode}\n" for mode in ("session", "transaction"))

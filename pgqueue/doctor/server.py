@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pgqueue import database, protocol
 from pgqueue.doctor import protocol as questions
 from pgqueue.doctor.finding import Case, Finding, Severity, error, note, warning
+from pgqueue.errors import Configuration
 from pgqueue.supervisor.capacity import processors
 
 SETTINGS = (
@@ -86,6 +87,12 @@ def connections(case: Case) -> Iterator[Finding]:
 def pooler(case: Case) -> Iterator[Finding]:
     """A pooler shows itself by another process id than the one that the server says; one that shares sessions, by giving the same
     session to two of its clients."""
+    try:
+        database.parsed(case.setting("listen_dsn") or "")
+    except Configuration as wrong:
+        yield error(
+            "pooler", f"{case.settings['listen_dsn'].source}: {wrong}", "mend or remove it: no pgqueue work starts with it"
+        )
     pid = case.ask(protocol.backend_pid())
     if pid == case.conn.info.backend_pid:
         return
