@@ -123,7 +123,7 @@ class Arena:
         self.lossy = 0  # times that acknowledged commits may have been lost
         self.lost_commits: list[int] = []  # how many steps and outcomes were lost each time; perhaps none
         self.asked_to_end: dict[str, float] = {}  # workflows that were under way, and when that was committed
-        self.clock_set: list[float] = []  # when it was, by the server's own
+        self.clock_set: list[tuple[float, float]] = []  # not before and not after that, by the server's own
         self.outages = Outages()
         self.accepted: list[tuple[str, float]] = []  # moments at which the server answered again, after it was down
         self.bounds: dict[str, float] = {}  # of kinds of losses: seconds within which their jobs are to run again

@@ -177,7 +177,8 @@ def test_waits_can_fail(done: Connection) -> None:
     said = [what.partition(": ")[2] for what in waits.check(done)]
     assert said == ["the sleep of 0.25 s was over after 0.200 s", "the event of 0.25 s was over after 0.200 s"]
     [(moment,)] = done.execute("SELECT extract(epoch FROM min(at))::float8 FROM claim_history").fetchall()
-    assert waits.check(done, [moment + second for second in range(60)]) == []
+    assert waits.check(done, [(moment, moment + 60)]) == []
+    assert len(waits.check(done, [(moment - 9, moment - 8)])) == 2
     done.execute("DELETE FROM pgqueue.outcome WHERE job_id = (SELECT id FROM pgqueue.job WHERE name = %s)", (town.waits.name,))
     done.execute(
         "INSERT INTO pgqueue.waiting (job_id, kind, key, queue, lane) SELECT id, 'event', 'an event', queue, 10 FROM pgqueue.job"

@@ -37,5 +37,6 @@ def inject(arena: Arena, chance: random.Random) -> str | None:
 
 def _set(arena: Arena, offset: str) -> None:
     """In one transaction, behind a migration that is under way (F21): it replaces the same functions."""
+    before = arena.server_time()
     arena.snapshot(lambda conn: conn.execute(_CLOCKS.format(offset, migrate.LOCK)))
-    arena.clock_set.append(arena.server_time())
+    arena.clock_set.append((before, arena.server_time()))

@@ -19,7 +19,7 @@ SEEN_BY = ("claim history", "invariant", "expectations", "liveness", "key order"
 LANE = "clients"
 
 STEPS = 150  # of about 0.03 s each
-PATIENCE = 20.0  # seconds
+PATIENCE = 15.0  # seconds
 _BEGUN = "SELECT 1 FROM pgqueue.checkpoint WHERE job_id = %s LIMIT 1"
 
 

@@ -37,13 +37,15 @@ SELECT w.job_id::text, w.key FROM pgqueue.waiting w JOIN pgqueue.event e ON e.ke
 AROUND = 1.0  # seconds
 
 
-def check(conn: psycopg.Connection[Any], clock_set: Sequence[float] = ()) -> list[str]:
-    """When all jobs have ended, or nothing moves any more. ``clock_set``: when the clock was, by the server's own."""
+def check(conn: psycopg.Connection[Any], clock_set: Sequence[tuple[float, float]] = ()) -> list[str]:
+    """When all jobs have ended, or nothing moves any more. ``clock_set``: between which moments the clock was, by the
+    server's own."""
     lasted = conn.execute(_LASTED, (town.waits.name,)).fetchall()
     return [
         f"job {job}: the {name.partition('.')[2]} of {town.NAP:g} s was over after {until - since:.3f} s"
         for job, name, since, until, _ in lasted
-        if until - since < town.NAP and not any(since - AROUND <= moment <= until + AROUND for moment in clock_set)
+        if until - since < town.NAP
+        and not any(since - AROUND <= after and before <= until + AROUND for before, after in clock_set)
     ] + [f"job {job} waits for the event {key!r}, which was sent" for job, key in conn.execute(_DEAF).fetchall()]
 
 
