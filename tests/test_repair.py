@@ -543,7 +543,7 @@ def test_requeue_what_fits(wreck: Hand, dsn: str, conn: psycopg.Connection[Any])
     assert changed(dsn, "requeue", "--failed", "--error", '"read" 8', "--workflow", "two") == "no failed jobs fit"
     assert changed(dsn, "requeue", "--state", "cancelled") == "answer jobs requeued 2"
     assert changed(dsn, "requeue", "--failed", "--until", "1h").startswith("no failed jobs")
-    assert changed(dsn, "requeue", "--failed", "-q", "nowhere").startswith("no failed jobs")
+    assert "there is no queue 'nowhere'" in pgqueue("requeue", "--failed", "-q", "nowhere", "--yes", dsn=dsn).stderr
     assert (
         changed(dsn, "requeue", "--failed", "--state", "cancelled", "--since", "1h", "-q", "default") == "answer jobs requeued 12"
     )
