@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -114,7 +115,7 @@ class Host(Program):
     @property
     def booting(self) -> bool:
         """Has it not yet said what it works on? (If it has ended, it never did.)"""
-        return "workers for" not in self.text()
+        return not re.search(r"\d workers? for ", self.text())
 
     def drain(self) -> int:
         """SIGTERM, and wait for the end. The exit code."""

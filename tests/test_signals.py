@@ -53,7 +53,7 @@ def test_term_while_a_worker_is_inside_commit(
 def test_term_again_and_again_until_the_end(workers: Workers) -> None:
     """Also while Python ends, which takes the handlers away before the process is gone."""
     work = workers.start("tests.apps.bank:app", "-w", "1")
-    wait_for(lambda: "workers for" in work.log(), what="the supervisor to have started")
+    wait_for(lambda: "1 worker for" in work.log(), what="the supervisor to have started")
     while work.process.poll() is None:
         work.signal(signal.SIGTERM)
     assert work.wait() == 0, work.log()
@@ -183,13 +183,13 @@ def test_what_signals_have_asked_for_holds_through_a_reload(
 
 
 def test_usr1_logs_status_and_all_stacks(bank_db: psycopg.Connection[Any], workers: Workers, bank_file: Path) -> None:
-    bank.hog.enqueue(3.0)  # also of a worker whose interpreter is held by C code
+    bank.hog.enqueue(8.0)  # also of a worker whose interpreter is held by C code
     work = workers.start("tests.apps.bank:app", "-w", "1", "--threads", "16", "--log-format", "text")
     wait_for(started(bank_file, "hog"))
     work.signal(signal.SIGUSR1)
     wait_for(lambda: "stacks of the housekeeper" in work.log(), what=f"stacks\n{work.log()}")
     log = work.log()
-    assert "status: 1 worker, 1 busy" in log
+    assert "status: 1 worker, 1 busy" in log, log
     assert log.count("Current thread") == 2, "of each process one"
     assert "[...]" not in log
     assert "busy, 0 jobs run, 1 held" in log
